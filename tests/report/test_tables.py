@@ -220,6 +220,21 @@ def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.Captu
     assert out.with_suffix(".csv").read_text().count("\n") > 1
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_method_is_refused_where_all_are_shown_and_followed_where_one_is(name: str) -> None:
+    runs = Runs.of([recognised(synthetic(method, seed, 3)) for method in ("hat", "pmask") for seed in (0, 1)])
+    figure = FIGURES[name]
+    if figure.of_one_method:
+        drawn, usual = figure.draw(runs, "pmask"), figure.draw(runs)
+        assert [{row["method"] for row in one.table.rows} for one in (drawn, usual)] == [{"pmask"}, {"hat"}]
+        assert drawn.title.endswith(", pmask"), "a picture says whose it is"
+        with pytest.raises(InputError, match="no such data of 'nobody' here; choose one of: hat, pmask"):
+            figure.draw(runs, "nobody")
+    else:
+        with pytest.raises(InputError, match=f"the figure {name} shows all methods; one can be chosen for: reuse, "):
+            figure.draw(runs, "pmask")
+
+
 @pytest.mark.slow
 def test_figures_in_other_forms(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = str(folder / "runs")

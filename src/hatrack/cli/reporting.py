@@ -24,7 +24,6 @@ from hatrack.cli.options import (
 from hatrack.errors import InputError
 
 if TYPE_CHECKING:
-    from hatrack.report.runs import Runs
     from hatrack.report.table import Drawing
 
 __all__ = ["analyse_command", "figure_command", "report_command", "sizes_command"]
@@ -63,7 +62,7 @@ def report_command(
         `html` for the page; the others write one table.
     table
         Which table, by default the first: summary, forgetting-ratios, differences, curves, accuracy, by-task, learning,
-        capacity, usage, reuse, compression, timing, published, data.
+        capacity, usage, reuse, compression, recognition, task-confusion, class-confusion, timing, published, data.
     """
     if format == "html" and table is not None:
         raise InputError(f"--table {table} goes with --format csv, json, markdown or latex; the page has all tables")
@@ -149,7 +148,8 @@ def figure_command(
     out
         The file to write, by default NAME.svg. Its data goes into a CSV file of the same name.
     method
-        For figures about one method: which; by default hat, or the best one.
+        For figures about one method (`hatrack list figures` says which): its label; by default hat, or the best one.
+        Figures about all methods refuse it.
     """
     target = out or Path(f"{name}.svg")
     require_output(target)
@@ -157,7 +157,7 @@ def figure_command(
     from hatrack.report.runs import read_runs
 
     runs = read_runs(folder, *more)
-    drawing = figures.FIGURES[name].draw(runs, method or _usual_method(runs))
+    drawing = figures.FIGURES[name].draw(runs, method)
     say(make_console(), f"wrote {target} and {_save(drawing, target)}")
     return 0
 
@@ -209,10 +209,6 @@ def analyse_command(
     if not quiet:
         say(console, f"wrote {target} and {data_file}")
     return 0
-
-
-def _usual_method(runs: Runs) -> str:
-    return "hat" if "hat" in runs.labels else runs.labels[0]
 
 
 def _save(drawing: Drawing, target: Path) -> Path:

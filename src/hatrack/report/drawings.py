@@ -14,19 +14,19 @@ from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, capitalized, kinds_of, means
 from hatrack.report.verdict import timing
 
-__all__ = ["DRAWINGS"]
+__all__ = ["DRAWINGS", "DRAWINGS_OF_ONE"]
 
 
-def _average(runs: Runs, method: str) -> Drawing:
-    return _curve(runs.average, f"Average {runs.require_metric().name}")(runs, method)
+def _average(runs: Runs) -> Drawing:
+    return _curve(runs.average, f"Average {runs.require_metric().name}")(runs)
 
 
 _NEEDS_RHO = "ρ needs the runs of joint and random with the same seeds; run these methods too"
 _NEEDS_INFER = "no run here has such data; it is kept by methods with masks, such as hat, with `infer=true`"
 
 
-def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs, str], Drawing]:
-    def draw(runs: Runs, method: str) -> Drawing:
+def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs], Drawing]:
+    def draw(runs: Runs) -> Drawing:
         runs.require_metric()
         table = tables.curves(runs)
         column = next((column for column in table.columns if column.key == key), None)
@@ -39,7 +39,7 @@ def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs, str
     return draw
 
 
-def _usage(runs: Runs, method: str) -> Drawing:
+def _usage(runs: Runs) -> Drawing:
     table = _require(inside.mean_usage(runs), "methods with masks, such as hat or pmask")
     known = [label for label in runs.labels if any(row["method"] == label for row in table.rows)]
     return Drawing(charts.usage(table.rows, runs.learned, known), "Network in use during training", table)
@@ -108,12 +108,12 @@ def _tasks(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, f"{capitalized(metric.name)} on every task, {method}", table)
 
 
-def _time(runs: Runs, method: str) -> Drawing:
+def _time(runs: Runs) -> Drawing:
     table = timing(runs)
     return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table)
 
 
-def _sensitivity(runs: Runs, method: str) -> Drawing:
+def _sensitivity(runs: Runs) -> Drawing:
     table = tables.sensitivity(runs)
     key = table.columns[1].key
     metric = runs.require_metric()
@@ -123,21 +123,21 @@ def _sensitivity(runs: Runs, method: str) -> Drawing:
 
 
 def _compression(runs: Runs, method: str) -> Drawing:
-    table = _require(inside.compression(runs), "methods with masks, such as hat")
+    table = _of(inside.compression(runs), method)
     rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
     metric = runs.any.tasks[0].metric
     value = kinds_of(metric)[0].column(table.columns[-1].key, f"validation {_heading(metric)}")
-    chart = charts.scatter(rows, "percent", value, "units in use (%)", "seed", order="epoch")
-    return Drawing(chart, "Compression of a single task, epoch by epoch", table)
+    chart = charts.scatter(rows, "percent", value, "in use (%)", "seed", order="epoch")
+    return Drawing(chart, f"Compression of a single task, epoch by epoch, {method}", table)
 
 
-def _published(runs: Runs, method: str) -> Drawing:
+def _published(runs: Runs) -> Drawing:
     table = published(runs)
     column = [column for column in table.columns if column.kind in (Kind.PERCENT, Kind.RATIO)][-1]
     return Drawing(charts.ranking(table.rows, column, "by"), table.title, table)
 
 
-def _transfer(runs: Runs, method: str) -> Drawing:
+def _transfer(runs: Runs) -> Drawing:
     table = tables.summary(runs)
     shown = (runs.learning, "backward_transfer", "forward_transfer")
     rows = [row for row in table.rows if row["method"] != "random"] or table.rows
@@ -145,7 +145,7 @@ def _transfer(runs: Runs, method: str) -> Drawing:
     return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
 
 
-def _time_by_task(runs: Runs, method: str) -> Drawing:
+def _time_by_task(runs: Runs) -> Drawing:
     table = over_time.by_task(runs)
     shown, column = _but_guessing(runs), {column.key: column for column in table.columns}
     rows = [row for row in table.rows if row["method"] in shown]
@@ -153,7 +153,7 @@ def _time_by_task(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, "Time for training on each task and testing all so far", table)
 
 
-def _learning(runs: Runs, method: str) -> Drawing:
+def _learning(runs: Runs) -> Drawing:
     runs.require_metric()
     table = _require(over_time.mean_learning(runs), "runs of which no epoch is missing")
     shown = _but_guessing(runs)
@@ -186,21 +186,14 @@ def _require(table: Table, who: str) -> Table:
     return table
 
 
-DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
+DRAWINGS: Mapping[str, Callable[[Runs], Drawing]] = MappingProxyType(
     {
         "accuracy": _average,
         "forgetting": _curve("forgetting", "Forgetting"),
         "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
         "sensitivity": _sensitivity,
         "usage": _usage,
-        "reuse": _reuse,
-        "compression": _compression,
-        "layers": _layers,
-        "tasks": _tasks,
-        "matrix": _matrix,
         "class-incremental": _curve("class_incremental_accuracy", "Accuracy with no task named", _NEEDS_INFER),
-        "task-confusion": _task_confusion,
-        "class-confusion": _class_confusion,
         "transfer": _transfer,
         "published": _published,
         "time": _time,
@@ -208,4 +201,17 @@ DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
         "learning": _learning,
     }
 )
-"""Draws every figure, by its name, from runs and, where it is about one method, the label of that."""
+"""Draws every figure about all methods, by its name, from runs."""
+
+DRAWINGS_OF_ONE: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
+    {
+        "reuse": _reuse,
+        "compression": _compression,
+        "layers": _layers,
+        "tasks": _tasks,
+        "matrix": _matrix,
+        "task-confusion": _task_confusion,
+        "class-confusion": _class_confusion,
+    }
+)
+"""Draws every figure about one method, by its name, from runs and the label of the method."""
