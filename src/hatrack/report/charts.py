@@ -23,6 +23,7 @@ from hatrack.report.writers import number
 __all__ = [
     "bars",
     "bars_side_by_side",
+    "below_each_other",
     "curves",
     "epochs",
     "epochs_side_by_side",
@@ -32,6 +33,7 @@ __all__ = [
     "pictures",
     "ranking",
     "scatter",
+    "side_by_side",
     "usage",
 ]
 
@@ -269,6 +271,18 @@ def bars_side_by_side(rows: Sequence[Row], figures: Sequence[TableColumn]) -> Ch
     return alt.hconcat(*(bars(rows, figure).properties(width=190) for figure in figures), spacing=24)
 
 
+def side_by_side(panels: Sequence[Chart]) -> Chart:
+    """Put charts beside each other, each with colours and a legend of its own; a single one stays as it is."""
+    if len(panels) == 1:
+        return panels[0]
+    return alt.hconcat(*panels, spacing=24).resolve_scale(color="independent", strokeDash="independent")
+
+
+def below_each_other(panels: Sequence[Chart]) -> Chart:
+    """Put charts below each other, with one legend; a single one stays as it is."""
+    return panels[0] if len(panels) == 1 else alt.vconcat(*panels, spacing=24)
+
+
 def ranking(rows: Sequence[Row], figure: TableColumn, group: str) -> Chart:
     """Draw a dot per row with its standard deviation, the rows below each other in their order.
 
@@ -414,6 +428,8 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
     whole = value.kind is Kind.PERCENT
     high = 100.0 if whole else max((row["value"] for row in values), default=1.0)
     floor, title = min(low, bottom) if whole else low, _title(value)
+    if not share:  # hardly any difference is no reason for all the colours
+        floor = min(floor, high - (abs(high) / 10 or 1.0))
     signed = floor < 0
     if signed:  # zero in the middle, and as much colour for what is below as for what is above
         high = max(-floor, high)

@@ -58,14 +58,16 @@ def _reuse(runs: Runs, method: str) -> Drawing:
 
 def _matrix(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    metric = runs.require_metric()
-    key = _key(metric)
+    key = _key(runs)
     cells = means(table.rows, ("after", "task"), key)
-    rows = [{"after": after, "task": task, key: mean} for (after, task), mean in cells.items()]
     column = {column.key: column for column in table.columns}
-    value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
-    chart = charts.heat_map(rows, column["task"], column["after"], value)
-    return Drawing(chart, f"{capitalized(metric.name)} on every task after every task, {method}", table)
+    panels = []
+    for metric in runs.metrics:  # each with colours of its own
+        tasks = runs.tasks_of(metric)
+        rows = [{"after": after, "task": task, key: mean} for (after, task), mean in cells.items() if task in tasks]
+        value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
+        panels.append(charts.heat_map(rows, column["task"], column["after"], value))
+    return Drawing(charts.side_by_side(panels), f"{_names(runs)} on every task after every task, {method}", table)
 
 
 def _task_confusion(runs: Runs, method: str) -> Drawing:
@@ -91,8 +93,13 @@ def _class_confusion(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, f"Classes that test samples are taken for, {method}", table)
 
 
-def _key(metric: Metric) -> str:
-    return "accuracy" if metric == ACCURACY else "score"
+def _key(runs: Runs) -> str:
+    return "accuracy" if runs.metric == ACCURACY else "score"
+
+
+def _names(runs: Runs) -> str:
+    """Return the names of the metrics of all tasks, as they begin a heading."""
+    return capitalized(" and ".join(metric.name for metric in runs.metrics))
 
 
 def _heading(metric: Metric) -> str:
@@ -102,10 +109,13 @@ def _heading(metric: Metric) -> str:
 
 def _tasks(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    metric = runs.require_metric()
-    value = kinds_of(metric)[0].column(_key(metric), _heading(metric))
-    chart = charts.lines_per_task(table.rows, method, runs.task_names, value)
-    return Drawing(chart, f"{capitalized(metric.name)} on every task, {method}", table)
+    panels = []
+    for metric in runs.metrics:  # each with an axis of its own
+        tasks = runs.tasks_of(metric)
+        rows = [row for row in table.rows if row["task"] in tasks]
+        value = kinds_of(metric)[0].column(_key(runs), _heading(metric))
+        panels.append(charts.lines_per_task(rows, method, runs.task_names, value))
+    return Drawing(charts.side_by_side(panels), f"{_names(runs)} on every task, {method}", table)
 
 
 def _time(runs: Runs) -> Drawing:
@@ -138,6 +148,7 @@ def _published(runs: Runs) -> Drawing:
 
 
 def _transfer(runs: Runs) -> Drawing:
+    runs.require_metric()
     table = tables.summary(runs)
     shown = (runs.learning, "backward_transfer", "forward_transfer")
     rows = [row for row in table.rows if row["method"] != "random"] or table.rows
@@ -154,12 +165,16 @@ def _time_by_task(runs: Runs) -> Drawing:
 
 
 def _learning(runs: Runs) -> Drawing:
-    runs.require_metric()
     table = _require(over_time.mean_learning(runs), "runs of which no epoch is missing")
     shown = _but_guessing(runs)
     rows = [row for row in table.rows if row["method"] in shown]
-    _, loss, score = table.columns[-3:]
-    return Drawing(charts.epochs_side_by_side(rows, (loss, score), shown), "Learning curves", table)
+    panels = []
+    for metric in runs.metrics:
+        tasks = runs.tasks_of(metric)
+        _, loss, score = over_time.figures_of(table, metric)
+        panel = charts.epochs_side_by_side([row for row in rows if row["task"] in tasks], (loss, score), shown)
+        panels.append(panel if len(runs.metrics) == 1 else panel.properties(title=over_time.tasks_named(runs, metric)))
+    return Drawing(charts.below_each_other(panels), "Learning curves", table)
 
 
 def _but_guessing(runs: Runs) -> list[str]:

@@ -102,6 +102,15 @@ class Runs:
         """Metric of all tasks; None where they have different ones, of which no mean means anything."""
         return common_metric(tuple(task.metric for task in self.any.tasks[: self.learned]))
 
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Different metrics of the tasks learned, in the order of the tasks."""
+        return tuple(dict.fromkeys(task.metric for task in self.any.tasks[: self.learned]))
+
+    def tasks_of(self, metric: Metric) -> tuple[int, ...]:
+        """Return the numbers, from 1, of the tasks learned that have a metric."""
+        return tuple(i for i, task in enumerate(self.any.tasks[: self.learned], 1) if task.metric == metric)
+
     @property
     def average(self) -> str:
         """Key of the average score in tables: that of the accuracy has a name of its own."""
@@ -113,18 +122,23 @@ class Runs:
         return "learning_accuracy" if self.metric == ACCURACY else "learning_score"
 
     def require_metric(self) -> Metric:
-        """Return the metric of all tasks.
+        """Return the metric of all tasks, for what averages over them.
 
         Raises:
             InputError: they have different ones.
         """
         if self.metric is None:
-            names = ", ".join(dict.fromkeys(task.metric.name for task in self.any.tasks))
             raise InputError(
-                f"tasks of these runs have different metrics ({names}), of which no mean means anything, so that "
-                "methods cannot be ranked; the table accuracy has the score of every task"
+                f"{self.different}; the score of every task is in the table accuracy "
+                "(`hatrack report FOLDER --format markdown --table accuracy`) and in the figures matrix and tasks"
             )
         return self.metric
+
+    @property
+    def different(self) -> str:
+        """Sentence about different metrics, without its end: there are several, of which there is no mean."""
+        names = ", ".join(metric.name for metric in self.metrics)
+        return f"tasks of these runs have different metrics ({names}), of which no mean means anything"
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hatrack.report.runs import Runs
 from hatrack.report.table import Kind, Table, kinds_of
 from hatrack.report.tables import summary
 
-__all__ = ["Verdict", "differences", "timing", "verdict"]
+__all__ = ["Verdict", "differences", "timing", "unforgotten", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,15 @@ def verdict(runs: Runs) -> Verdict:
         second=None if second is None else second["method"],
         lead=None if second is None else _lead(runs, best["method"], second["method"]),
         points=None if second is None else metric.gain(best[runs.average], second[runs.average]),
-        unforgotten=tuple(row["method"] for row in ranked if row["unchanged"] == row["seeds"]),
+        unforgotten=unforgotten(runs),
         most_forgetful=(forgetful["method"], forgetful["forgetting"]),
     )
+
+
+def unforgotten(runs: Runs) -> tuple[str, ...]:
+    """Return the labels, references aside, of which no output ever changed, in any run."""
+    competing = (row for row in summary(runs).rows if row["method"] in runs.competitors)
+    return tuple(row["method"] for row in competing if row["unchanged"] == row["seeds"])
 
 
 def differences(runs: Runs) -> Table:
