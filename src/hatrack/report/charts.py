@@ -16,7 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hatrack.report.canvas import LIGHT, Chart, alt, chart_of, color, dark_cell, dash, dashes, digits, span
+from hatrack.report.canvas import (
+    LIGHT,
+    MOST_ROWS,
+    Chart,
+    alt,
+    chart_of,
+    color,
+    dark_cell,
+    dash,
+    dashes,
+    digits,
+    line_legend,
+    span,
+)
 from hatrack.report.table import AFTER, Kind, Row, TableColumn, means
 from hatrack.report.writers import number
 
@@ -194,14 +207,15 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str], figur
     ]
     tasks = list(dict.fromkeys(value["task"] for value in values))
     drawn = _scale(figure, [{end: value["value"] for end, _ in ENDS} for value in values])
+    legend = line_legend("task", len(tasks))
     return (
         chart_of(values)
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
         .encode(
             x=LEARNED,
             y=alt.Y("value:Q", title=_axis_title(figure), scale=drawn),
-            color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
-            strokeDash=alt.StrokeDash("task:N", title="task", scale=dashes(tasks)),
+            color=alt.Color("task:N", scale=alt.Scale(domain=tasks), legend=legend),
+            strokeDash=alt.StrokeDash("task:N", scale=dashes(tasks), legend=legend),
             tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", title)),
         )
     )
@@ -239,6 +253,9 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
     shares = means((row for row in rows if row["method"] == method), ("layer", "after"), "used")
     order = list(dict.fromkeys(layer for layer, _ in shares))
     values = [{"layer": layer, "after": after, "value": digits(100 * mean)} for (layer, after), mean in shares.items()]
+    # More layers than there are colours get those of one scale, from the first to the last.
+    colours = alt.Scale(domain=order, scheme="viridis" if len(order) > len(LIGHT) else alt.Undefined)
+    legend = alt.Legend(columns=1 + (len(order) - 1) // MOST_ROWS)
     return (
         chart_of(values)
         .mark_bar()
@@ -246,7 +263,7 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
             x=LEARNED,
             xOffset=alt.XOffset("layer:N", sort=order),
             y=IN_USE,
-            color=alt.Color("layer:N", sort=order, title="layer"),
+            color=alt.Color("layer:N", sort=order, title="layer", scale=colours, legend=legend),
             tooltip=_tooltip("layer:N", ("after:O", "tasks learned"), ("value:Q", "in use (%)")),
         )
     )
@@ -351,6 +368,7 @@ def scatter(
         if (sd := row.get(f"{y.key}_sd")) is not None
     ]
     groups = list(dict.fromkeys(value["group"] for value in values))
+    legend = line_legend(group, len(groups))
     scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
     axis = alt.Axis(values=sorted({value["x"] for value in values}), format="~g") if log_x else alt.Axis()
     mark = chart_of(values).mark_line(point=alt.OverlayMarkDef(size=40) if points else False, strokeWidth=2)
@@ -358,8 +376,8 @@ def scatter(
         x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
         y=alt.Y("y:Q", title=_axis_title(y), scale=alt.Scale(zero=False)),
         order="order:Q",
-        color=alt.Color("group:N", scale=alt.Scale(domain=groups), title=group),
-        strokeDash=alt.StrokeDash("group:N", title=group, scale=dashes(groups)),
+        color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
+        strokeDash=alt.StrokeDash("group:N", scale=dashes(groups), legend=legend),
         tooltip=_tooltip("group:N", ("x:Q", titles[0]), ("y:Q", titles[1])),
     )
     if not spreads:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
-from hatrack.report.canvas import DASHES, LIGHT, dark_cell
+from hatrack.report.canvas import LIGHT, dark_cell, dash_of
 from hatrack.report.literature import HERE
 from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
@@ -54,7 +54,7 @@ def method_list(runs: Runs) -> list[dict[str, Any]]:
             "name": label,
             "color": index % palette,
             "shown": label != "random" or len(runs.labels) == 1,
-            "dash": " ".join(map(str, DASHES[index // palette % len(DASHES)])) if index >= palette else "none",
+            "dash": " ".join(map(str, dash_of(index))) if index >= palette else "none",
         }
         for index, label in enumerate(runs.labels)
     ]
