@@ -103,6 +103,7 @@ def style(inks: Inks = PAPER) -> dict[str, Any]:
         "axis": {
             **text,
             **{"gridColor": inks.grid, "domainColor": inks.grid, "tickColor": inks.grid, "titlePadding": 8},
+            "labelSeparation": 6,  # else 10000 and 20000 may stand beside each other as one number
         },
         "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "symbolLimit": 0, "labelLimit": 240},
         "header": text,

@@ -19,6 +19,7 @@ from torch import Tensor
 from hatrack.report.canvas import (
     LIGHT,
     MOST_ROWS,
+    PAPER,
     Chart,
     alt,
     chart_of,
@@ -346,7 +347,7 @@ def scatter(
 
     Args:
         rows: with the keys below.
-        x: key of what goes to the right.
+        x: key of what goes to the right; where some are texts, all stand beside each other in the order of the rows.
         y: the column that goes up; shares are drawn in percent.
         title: title of the axis to the right.
         group: key of what tells lines apart.
@@ -355,12 +356,19 @@ def scatter(
         points: whether points are marked.
     """
     factor, titles = _SCALES.get(y.kind, (1.0, ""))[0], (title, _title(y))
+    texts = any(isinstance(row[x], str) for row in rows)
     values = [
-        {"x": row[x], "y": digits(factor * row[y.key]), "group": str(row[group]), "order": row[order]} for row in rows
+        {
+            "x": str(row[x]) if texts else row[x],
+            "y": digits(factor * row[y.key]),
+            "group": str(row[group]),
+            "order": row[order],
+        }
+        for row in rows
     ]
     spreads = [
         {
-            "x": row[x],
+            "x": str(row[x]) if texts else row[x],
             "group": str(row[group]),
             **{end: digits(factor * (row[y.key] + sign * sd)) for end, sign in ENDS},
         }
@@ -369,21 +377,31 @@ def scatter(
     ]
     groups = list(dict.fromkeys(value["group"] for value in values))
     legend = line_legend(group, len(groups))
-    scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
-    axis = alt.Axis(values=sorted({value["x"] for value in values}), format="~g") if log_x else alt.Axis()
+    drawn = _scale(y, [*spreads, *({end: value["y"] for end, _ in ENDS} for value in values)])
+    across = _across([value["x"] for value in values], title, log_x)
     mark = chart_of(values).mark_line(point=alt.OverlayMarkDef(size=40) if points else False, strokeWidth=2)
     lines = mark.encode(
-        x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
-        y=alt.Y("y:Q", title=_axis_title(y), scale=alt.Scale(zero=False)),
+        x=across,
+        y=alt.Y("y:Q", title=_axis_title(y), scale=drawn),
         order="order:Q",
         color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
         strokeDash=alt.StrokeDash("group:N", scale=dashes(groups), legend=legend),
-        tooltip=_tooltip("group:N", ("x:Q", titles[0]), ("y:Q", titles[1])),
+        tooltip=_tooltip("group:N", ("x:N" if texts else "x:Q", titles[0]), ("y:Q", titles[1])),
     )
     if not spreads:
         return lines
     bars_of_spread = chart_of(spreads).mark_rule(strokeWidth=1.2, opacity=0.7)
-    return alt.layer(bars_of_spread.encode(x=alt.X("x:Q", scale=scale), y="low:Q", y2="high:Q", color="group:N"), lines)
+    return alt.layer(bars_of_spread.encode(x=across, y="low:Q", y2="high:Q", color="group:N"), lines)
+
+
+def _across(values: Sequence[Any], title: str, by_factors: bool) -> Any:
+    """Return the axis to the right for numbers, or for texts in their order."""
+    if any(isinstance(value, str) for value in values):
+        return alt.X("x:O", title=title, sort=list(dict.fromkeys(values)), axis=alt.Axis(labelAngle=0))
+    if by_factors:
+        axis = alt.Axis(values=sorted(set(values)), format="~g")
+        return alt.X("x:Q", title=title, scale=alt.Scale(type="log"), axis=axis)
+    return alt.X("x:Q", title=title, scale=alt.Scale(zero=False))
 
 
 def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str, floor: float = -math.inf) -> list[dict[str, Any]]:
@@ -469,7 +487,7 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
 
 
 def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6, side: int = 112) -> Chart:
-    """Draw small grey pictures side by side: white is 1, black is 0.
+    """Draw small grey pictures side by side, each in a frame: white is 1, black is 0.
 
     Args:
         names: texts above the pictures.
@@ -482,11 +500,14 @@ def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6
         for number, (name, value) in enumerate(zip(names, values, strict=True))
     ]
     image = (
-        chart_of(rows).mark_image(width=side, height=side, x=0, y=0, align="left", baseline="top").encode(url="url:N")
+        chart_of(rows)
+        .mark_image(width=side - 1, height=side - 1, x=1, y=1, align="left", baseline="top")  # inside of its frame
+        .encode(url="url:N")
     )
     header = alt.Header(title=None, labelFontSize=12, labelLimit=side)
     facet = alt.Facet("name:N", sort=list(names), header=header)
-    return image.properties(width=side, height=side).facet(facet, columns=columns, spacing=12)
+    framed = image.properties(width=side, height=side, view=alt.ViewBackground(stroke=PAPER.muted))
+    return framed.facet(facet, columns=columns, spacing=12)
 
 
 def _png(value: Tensor) -> str:

@@ -30,10 +30,10 @@ def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs], Dr
         runs.require_metric()
         table = tables.curves(runs)
         column = next((column for column in table.columns if column.key == key), None)
-        shown = _but_guessing(runs)
-        rows = [row for row in table.rows if row["method"] in shown and row[key] is not None]
+        rows = [row for row in table.rows if row["method"] in _but_guessing(runs) and row[key] is not None]
         if not rows or column is None:
             raise InputError(lacks)
+        shown = [label for label in runs.labels if any(row["method"] == label for row in rows)]
         return Drawing(charts.curves(rows, column, shown), title, table)
 
     return draw
@@ -128,7 +128,9 @@ def _sensitivity(runs: Runs) -> Drawing:
     key = table.columns[1].key
     metric = runs.require_metric()
     value = kinds_of(metric)[0].column(runs.average, f"average {_heading(metric)}")
-    chart = charts.scatter(table.rows, key, value, key, "method", order=key, log_x=True)
+    rows = [{**row, "place": place} for place, row in enumerate(table.rows)]
+    by_factors = all(isinstance(row[key], int | float) and row[key] > 0 for row in rows)
+    chart = charts.scatter(rows, key, value, key, "method", order="place", log_x=by_factors)
     return Drawing(chart, f"Sensitivity to {key}", table)
 
 
@@ -166,8 +168,8 @@ def _time_by_task(runs: Runs) -> Drawing:
 
 def _learning(runs: Runs) -> Drawing:
     table = _require(over_time.mean_learning(runs), "runs of which no epoch is missing")
-    shown = _but_guessing(runs)
-    rows = [row for row in table.rows if row["method"] in shown]
+    rows = [row for row in table.rows if row["method"] in _but_guessing(runs)]
+    shown = [label for label in runs.labels if any(row["method"] == label for row in rows)]
     panels = []
     for metric in runs.metrics:
         tasks = runs.tasks_of(metric)

@@ -9,6 +9,7 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import average_score, forgetting, forward_transfer, learning_accuracy
+from hatrack.experiments.request import as_text
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.recognition import UNNAMED, recognised_so_far
 from hatrack.report.runs import Runs, in_use
@@ -170,13 +171,18 @@ def sensitivity(runs: Runs) -> Table:
         run = next(iter(of.values()))
         if label != run.method:
             figures = {k: v for k, v in by_label[label].items() if k.startswith(("average", "forgetting"))}
-            rows.append({"method": run.method, key: run.config[key], **figures})
-    rows.sort(key=lambda row: (row["method"], row[key]))
+            rows.append({"method": run.method, key: _plain(run.config.get(key)), **figures})
+    rows.sort(key=lambda row: (row["method"], isinstance(row[key], str), row[key]))
     columns = (
         *(METHOD, Kind.NUMBER.column(key), kinds_of(runs.metric)[0].column(runs.average, _title_of(runs.metric))),
         kinds_of(runs.metric)[1].column("forgetting"),
     )
     return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
+
+
+def _plain(value: Any) -> float | str:
+    """Return the value of a setting as a number, or as the text that sets it."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else as_text(value)
 
 
 def is_constant(run: RunResult, task: int) -> bool:

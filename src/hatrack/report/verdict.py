@@ -115,7 +115,7 @@ def timing(runs: Runs) -> Table:
     rows.sort(key=lambda row: row["seconds"])
     columns = (
         Kind.TEXT.column("method"),
-        Kind.SECONDS.column("seconds"),
+        Kind.SECONDS.column("seconds", "time"),
         Kind.NUMBER.column("epochs"),
         Kind.RATIO.column("times_sgd", "times sgd"),
     )
