@@ -168,7 +168,7 @@ def test_every_table_can_be_written_and_read_again(name: str) -> None:
         value = table.rows[0][column.key]
         assert rows[0][column.key] == ("" if value is None else str(value))
     assert json.loads(to_json(table)) == [dict(row) for row in table.rows]
-    assert to_markdown(table).count("\n") == len(table.rows) + 2
+    assert to_markdown(table).count("\n") == len(table.rows) + 2 + 2 * bool(table.note)
     assert to_latex(table).count(r"\\") == len(table.rows) + 1
 
 

@@ -216,7 +216,7 @@ def _save(drawing: Drawing, target: Path) -> Path:
     from hatrack.report import canvas
     from hatrack.report.writers import WRITERS
 
-    canvas.save(drawing.chart, target, drawing.title)
+    canvas.save(drawing.chart, target, drawing.title, drawing.note)
     data = target.with_suffix(".csv")
     write_file(data, WRITERS["csv"](drawing.table))
     return data

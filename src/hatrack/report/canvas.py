@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,15 @@ def style(inks: Inks = PAPER) -> dict[str, Any]:
         },
         "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "symbolLimit": 0, "labelLimit": 240},
         "header": text,
-        "title": {"color": inks.ink, "font": _FONT, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
+        "title": {
+            "color": inks.ink,
+            "font": _FONT,
+            "fontSize": 14,
+            "fontWeight": 600,
+            "anchor": "start",
+            "subtitleColor": inks.muted,
+            "subtitleFont": _FONT,
+        },
         "text": {"color": inks.ink, "font": _FONT},
         "range": {
             "category": list(inks.categories),
@@ -142,8 +151,14 @@ Chart = Any
 """An altair chart, layered or not."""
 
 
-def save(chart: Chart, path: Path, title: str = "") -> None:
+def save(chart: Chart, path: Path, title: str = "", note: str = "") -> None:
     """Write a chart as SVG, PDF or PNG, by the file's ending.
+
+    Args:
+        chart: the chart.
+        path: the file.
+        title: text above the chart.
+        note: smaller text below the title, which must not be empty then.
 
     Raises:
         InputError: the ending is another one, or the file cannot be there.
@@ -152,7 +167,9 @@ def save(chart: Chart, path: Path, title: str = "") -> None:
     if kind not in ("svg", "pdf", "png"):
         raise InputError(f"{path}: figures are written as .svg, .pdf or .png")
     require_place(path)
-    chart = chart.properties(title=title) if title else chart
+    if title:
+        lines = textwrap.wrap(f"{note[:1].upper()}{note[1:]}.", 72) if note else alt.Undefined
+        chart = chart.properties(title=alt.TitleParams(title, subtitle=lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.configure(**style()).save(str(path), format=kind, **({"scale_factor": 2} if kind == "png" else {}))
 

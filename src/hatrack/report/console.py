@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
+from hatrack.experiments.plan import REFERENCES
 from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best
 from hatrack.objectives import ACCURACY, Classification, Metric
 from hatrack.objectives.metrics import readable
+from hatrack.report.weak_ratios import weak_ratios
 
 __all__ = [
     "accuracy_table",
@@ -206,7 +208,16 @@ def comparison_table(comparison: Comparison) -> Table:
             f"tasks have different metrics ({names}), of which no mean means anything; the score of every task: "
             "hatrack report FOLDER --format markdown --table accuracy"
         )
+    elif note := _note(comparison):
+        table.caption = note
     return table
+
+
+def _note(comparison: Comparison) -> str:
+    """Say where the forgetting ratio says little."""
+    finished = {name: _finished(comparison, name) if name in comparison.methods else [] for name in REFERENCES}
+    joint, random = ({run.seed: run for run in of} for of in finished.values())
+    return weak_ratios(((joint[seed], random[seed]) for seed in joint if seed in random), last=True)
 
 
 _Column = tuple[str, Callable[[str], str]]

@@ -34,7 +34,8 @@ def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs], Dr
         if not rows or column is None:
             raise InputError(lacks)
         shown = [label for label in runs.labels if any(row["method"] == label for row in rows)]
-        return Drawing(charts.curves(rows, column, shown), title, table)
+        note = table.note if key == "forgetting_ratio" else ""
+        return Drawing(charts.curves(rows, column, shown), title, table, note)
 
     return draw
 
@@ -176,7 +177,7 @@ def _learning(runs: Runs) -> Drawing:
         _, loss, score = over_time.figures_of(table, metric)
         panel = charts.epochs_side_by_side([row for row in rows if row["task"] in tasks], (loss, score), shown)
         panels.append(panel if len(runs.metrics) == 1 else panel.properties(title=over_time.tasks_named(runs, metric)))
-    return Drawing(charts.below_each_other(panels), "Learning curves", table)
+    return Drawing(charts.below_each_other(panels), "Learning curves", table, table.note)
 
 
 def _but_guessing(runs: Runs) -> list[str]:

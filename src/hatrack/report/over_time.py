@@ -12,7 +12,13 @@ from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.runs import Runs
 from hatrack.report.table import METHOD, SEED, Kind, Table, TableColumn, kinds_of, mean_and_sd
 
-__all__ = ["by_task", "figures_of", "learning", "mean_learning", "tasks_named"]
+__all__ = ["OF_LOSSES", "by_task", "figures_of", "learning", "mean_learning", "tasks_named"]
+
+OF_LOSSES = (
+    "losses are what a method minimises, with all that it adds (hat its regulariser, ewc its penalty): they tell "
+    "epochs apart, not methods"
+)
+"""Sentence, without its end, about losses on training and validation samples."""
 
 _TASK, _EPOCH, _NAME = Kind.NUMBER.column("task"), Kind.NUMBER.column("epoch"), Kind.TEXT.column("name")
 
@@ -25,7 +31,8 @@ def learning(runs: Runs) -> Table:
         for task, history in enumerate(run.history, 1)
         for epoch, figures in enumerate(_epochs(history, runs.metric), 1)
     )
-    return Table("learning", "Loss and score by epoch", (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric)), rows)
+    columns = (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric))
+    return Table("learning", "Loss and score by epoch", columns, rows, OF_LOSSES)
 
 
 def mean_learning(runs: Runs, points: int = 30) -> Table:
@@ -56,7 +63,7 @@ def mean_learning(runs: Runs, points: int = 30) -> Table:
                     row |= mean_and_sd(figure.key, (one[figure.key] for one in here))
                 rows.append(row)
     columns = (METHOD, _TASK, _EPOCH, Kind.NUMBER.column("progress", "tasks learned"), *_figures(runs.metric))
-    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows))
+    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows), OF_LOSSES)
 
 
 def figures_of(table: Table, metric: Metric) -> tuple[TableColumn, TableColumn, TableColumn]:

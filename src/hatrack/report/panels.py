@@ -11,9 +11,9 @@ from hatrack.objectives import ACCURACY, Metric
 from hatrack.report import charts
 from hatrack.report.canvas import Chart
 from hatrack.report.inline_svg import inline_svg
-from hatrack.report.over_time import figures_of, tasks_named
+from hatrack.report.over_time import OF_LOSSES, figures_of, tasks_named
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, Row, Table, TableColumn
+from hatrack.report.table import AFTER, Row, Table, TableColumn, capitalized
 from hatrack.report.writers import number
 
 __all__ = ["WIDTH", "Panel", "epoch_panels", "task_panels"]
@@ -89,6 +89,8 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
             column = replace(column, title=metric.name if key == runs.average else f"{column.title} ({metric.name})")
         over = AFTER if name == "curves" else table.columns[1]
         chart = charts.curves(rows, column, runs.labels, over=over, names=names, legend=False)
+        if key == "forgetting_ratio" and table.note:
+            text = f"{text} {capitalized(table.note)}."
         panels.append(_panel(runs, key, title, text, name, chart, _alt(title, "tasks", column, rows, runs.labels)))
     used = tables["mean-usage"]
     if used.rows:
@@ -124,11 +126,12 @@ def _epoch_panels(runs: Runs, table: Table, metric: Metric) -> list[Panel]:
         of, end = f" of {tasks_named(runs, metric).partition(': ')[2]}", f"-{runs.metrics.index(metric) + 1}"
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     bands = " Bands are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
+    whole = f" {capitalized(OF_LOSSES)}."
     rows = table.rows
     wanted = [
         (replace(score, title=metric.name), f"Validation {metric.name}{of}", f"by epoch.{direction}{bands}"),
-        (loss, f"Training loss{of}", f"by epoch, mean over its batches.{bands}"),
-        (valid_loss, f"Validation loss{of}", f"by epoch; it decides when training stops.{bands}"),
+        (loss, f"Training loss{of}", f"by epoch, mean over its batches.{whole}{bands}"),
+        (valid_loss, f"Validation loss{of}", f"by epoch; it decides when training stops.{whole}{bands}"),
     ]
     panels = []
     if len(runs.labels) == 1:
@@ -140,7 +143,7 @@ def _epoch_panels(runs: Runs, table: Table, metric: Metric) -> list[Panel]:
             for name, column in both.items()
         ]
         chart = charts.epochs(split, one, [*both], legend=False)
-        text = f"by epoch; dashed lines are switches to the next task.{bands}"
+        text = f"by epoch; dashed lines are switches to the next task.{whole}{bands}"
         alt = _alt(f"Loss{of}", "epochs", one, split, [*both])
         panels.append(_panel(runs, f"loss{end}", f"Loss{of}", text, table.name, chart, alt, tuple(both)))
         wanted = wanted[:1]

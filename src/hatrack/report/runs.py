@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
+from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
 
@@ -190,6 +191,15 @@ class Runs:
     def run(self, label: str, seed: int) -> RunResult | None:
         """Return the run of a label and seed; None if there is none."""
         return self.by_label.get(label, {}).get(seed)
+
+    def weak_ratios(self, *, last: bool = False) -> str:
+        """Say on which tasks ρ says little, since joint training is hardly better than guessing; empty where none is.
+
+        Args:
+            last: whether this is about ρ after the last task alone.
+        """
+        joint, random = (self.by_label.get(name, {}) for name in ("joint", "random"))
+        return weak_ratios(((joint[seed], random[seed]) for seed in joint if seed in random), last=last)
 
     def forgetting_ratio(self, label: str, seed: int, after: int) -> float | None:
         """Return ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).

@@ -12,7 +12,7 @@ from hatrack.report.canvas import LIGHT, dark_cell, dash_of
 from hatrack.report.literature import HERE
 from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.table import Kind, Row, Table, TableColumn, kinds_of, means
+from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import Verdict, unforgotten
 from hatrack.report.writers import display, number
@@ -170,7 +170,7 @@ def summary_rows(table: Table) -> dict[str, Any]:
     for row in table.rows:
         cells = [_cell(row, column) for column in shown]
         rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
-    return {"columns": shown, "rows": rows}
+    return {"columns": shown, "rows": rows, "note": f"{capitalized(table.note)}." if table.note else ""}
 
 
 def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:

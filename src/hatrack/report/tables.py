@@ -64,7 +64,8 @@ def summary(runs: Runs) -> Table:
         Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
-    return Table("summary", "All methods", tuple(known), tuple(rows))
+    note = runs.weak_ratios(last=True) if any(column.key == "forgetting_ratio" for column in known) else ""
+    return Table("summary", "All methods", tuple(known), tuple(rows), note)
 
 
 def accuracy(runs: Runs) -> Table:
@@ -119,7 +120,7 @@ def curves(runs: Runs) -> Table:
         *(column for column in UNNAMED if any(row[column.key] is not None for row in rows)),
         Kind.NUMBER.column("seeds"),
     )
-    return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows))
+    return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows), runs.weak_ratios())
 
 
 def forgetting_ratios(runs: Runs) -> Table:
@@ -134,7 +135,8 @@ def forgetting_ratios(runs: Runs) -> Table:
     known = [row for row in rows if any(value is not None for key, value in row.items() if key != "method")]
     known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
     titles = (Kind.RATIO.column(f"after_{t}", f"ρ≤{t}") for t in range(1, runs.learned + 1))
-    return Table("forgetting-ratios", "Forgetting ratio after every task", (METHOD, *titles), tuple(known))
+    columns = (METHOD, *titles)
+    return Table("forgetting-ratios", "Forgetting ratio after every task", columns, tuple(known), runs.weak_ratios())
 
 
 def data(runs: Runs) -> Table:

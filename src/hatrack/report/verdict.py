@@ -8,7 +8,7 @@ from typing import Any
 from hatrack.experiments.metrics import Matrix, average_score, forgetting
 from hatrack.experiments.statistics import Interval, paired_difference
 from hatrack.report.runs import Runs
-from hatrack.report.table import Kind, Table, kinds_of
+from hatrack.report.table import Kind, Table, capitalized, kinds_of
 from hatrack.report.tables import summary
 
 __all__ = ["Verdict", "differences", "timing", "unforgotten", "verdict"]
@@ -85,12 +85,13 @@ def differences(runs: Runs) -> Table:
                     f"{figure}_high": interval.high,
                     f"{figure}_significant": interval.excludes_zero,
                     "pairs": interval.n,
+                    "against": reference,
                 }
         if len(row) > 1:
             rows.append(row)
     metric = runs.require_metric()
     rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
-    columns = [Kind.TEXT.column("method")]
+    columns = [Kind.TEXT.column("method"), Kind.TEXT.column("against")]
     kind = kinds_of(metric)[1]
     name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
     for figure, title in ((runs.average, name), ("forgetting", "forgetting")):
@@ -101,7 +102,8 @@ def differences(runs: Runs) -> Table:
             Kind.TEXT.column(f"{figure}_significant", "excludes 0"),
         ]
     columns.append(Kind.NUMBER.column("pairs", "seeds"))
-    return Table("differences", f"Differences from {reference}, with 95 % intervals", tuple(columns), tuple(rows))
+    title = f"differences from {reference}, with 95 % intervals"
+    return Table("differences", capitalized(title), tuple(columns), tuple(rows), title)
 
 
 def timing(runs: Runs) -> Table:
