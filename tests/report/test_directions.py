@@ -135,7 +135,7 @@ def test_nothing_is_ranked_without_a_common_metric() -> None:
     )
     averages = [FIGURES[name].draw for name in ("accuracy", "forgetting", "forgetting-ratio", "transfer")]
     for make in (verdict, differences, *averages):
-        with pytest.raises(InputError, match=r"\(accuracy, R²\), of which no mean .* --table accuracy"):
+        with pytest.raises(InputError, match=r"\(accuracy, R²\), of which no mean .*`tables.accuracy`"):
             make(mixed)
     table = tables.summary(mixed)
     assert {row["average_score"] for row in table.rows} == {None}

@@ -131,7 +131,7 @@ class Runs:
         if self.metric is None:
             raise InputError(
                 f"{self.different}; the score of every task is in the table accuracy "
-                "(`hatrack report FOLDER --format markdown --table accuracy`) and in the figures matrix and tasks"
+                "(`tables.accuracy`) and in the figures matrix and tasks"
             )
         return self.metric
 
