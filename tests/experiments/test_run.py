@@ -24,9 +24,11 @@ from hatrack.experiments import (
     prepare,
     read_result,
     run,
+    running,
     verify,
 )
 from hatrack.experiments.backbones import build_backbone
+from hatrack.experiments.folder import TrainingKeeper
 from hatrack.experiments.results import write_result
 from hatrack.methods import METHODS
 from hatrack.storage.checked_json import write_checked_json
@@ -260,6 +262,21 @@ def test_all_methods_share_data_and_initial_weights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("method", "warmed"), [("sgd", ["warm"]), ("random", [])])
+def test_the_clock_begins_after_the_warm_up(method: str, warmed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first method of a comparison would be charged for the start of its process otherwise."""
+    steps: list[str] = []
+
+    def clock(*arguments: Any) -> TrainingKeeper:
+        steps.append("clock")
+        return TrainingKeeper(*arguments)
+
+    monkeypatch.setattr(running, "warm_up", lambda *_: steps.append("warm"))
+    monkeypatch.setattr(running, "TrainingKeeper", clock)
+    finish(request(method, num_tasks=2))
+    assert steps == [*warmed, "clock", "clock"]
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_learned(tmp_path: Path) -> None:
     learned = prepare(request("hat", tmp_path))
     for event in run(learned):

@@ -6,11 +6,12 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hatrack.report import charts
-from hatrack.report.canvas import span
+from hatrack.report.canvas import LIGHT, VEGA_LITE, dash_of, span, style
 from hatrack.report.inline_svg import inline_svg
 from hatrack.report.table import Kind, TableColumn
 
@@ -97,6 +98,48 @@ def test_colours_of_signed_values_diverge_from_zero(lowest: float) -> None:
     scale = charts.heat_map(rows, x, y, value).to_dict()["layer"][0]["encoding"]["color"]["scale"]
     diverging = {"domain": [-75.0, 75.0], "domainMid": 0}
     assert scale == {**(diverging if lowest < 0 else {"domain": [25.0, 75.0]}), "interpolate": "rgb"}
+
+
+def test_no_two_lines_have_both_colour_and_dashes_in_common() -> None:
+    looks = {(index % len(LIGHT), dash_of(index)) for index in range(500)}
+    assert len(looks) == 500
+
+
+def samples(svg: str) -> list[tuple[float, float]]:
+    """Return of every line in a legend how long its sample is, and one period of its dashes."""
+    found = []
+    for part in ElementTree.fromstring(svg).iter():
+        line = re.fullmatch(r"M(-?[\d.]+),0L(-?[\d.]+),0", part.get("d", ""))
+        if line is not None and part.get("stroke-dasharray"):
+            dashes = [float(length) for length in part.get("stroke-dasharray", "").split(",")]
+            found.append((float(line[2]) - float(line[1]), sum(dashes)))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["method", "task", "group"])
+def test_samples_in_legends_are_long_enough_to_tell_dashes_apart(kind: str) -> None:
+    names = [f"n{index:02d}" for index in range(40)]
+    column = Kind.PERCENT.column("figure")
+    rows = [
+        {"method": name, "task": index, "after": after, "figure": 0.5, "figure_sd": None}
+        for index, name in enumerate(names, 1)
+        for after in (1, 2)
+    ]
+    chart = {
+        "method": lambda: charts.curves(rows, column, names),
+        "task": lambda: charts.lines_per_task([{**row, "method": "hat"} for row in rows], "hat", names, column),
+        "group": lambda: charts.scatter(rows, "after", column, "tasks", "method", order="after"),
+    }[kind]()
+    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "config": style()}, vl_version=VEGA_LITE)
+    of = samples(svg)
+    assert len(of) == 40
+    assert all(length > 1.5 * period for length, period in of)
+
+
+def test_more_layers_than_colours_have_those_of_a_scale() -> None:
+    rows = [{"method": "hat", "layer": f"layer{index}", "after": 1, "used": 0.5} for index in range(7)]
+    colours = [charts.layers(rows[:count], "hat").to_dict()["encoding"]["color"]["scale"] for count in (6, 7)]
+    assert ["scheme" in scale for scale in colours] == [False, True]
 
 
 def test_marks_have_their_method_and_their_text() -> None:

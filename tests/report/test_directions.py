@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from hatrack.errors import InputError
-from hatrack.experiments import RunResult
+from hatrack.experiments import Comparison, RunResult
 from hatrack.experiments.metrics import average_score, backward_transfer, forgetting, forward_transfer
+from hatrack.experiments.plan import ComparisonPlan
 from hatrack.objectives.metrics import ACCURACY, MEAN_ABSOLUTE_ERROR, MEAN_AVERAGE_PRECISION, R_SQUARED, Metric
-from hatrack.report import accuracy_table, forgetting_line, inside, tables
+from hatrack.report import accuracy_table, comparison_table, forgetting_line, inside, tables
+from hatrack.report.figures import FIGURES
 from hatrack.report.page import html_report
 from hatrack.report.runs import Runs
 from hatrack.report.table import Kind, capitalized
@@ -131,13 +133,51 @@ def test_nothing_is_ranked_without_a_common_metric() -> None:
     mixed = Runs.of(
         by_hand(method, [[0.9], [0.7, 0.5]], 0, ACCURACY, R_SQUARED) for method in ("sgd", "hat", "joint", "random")
     )
-    for make in (verdict, differences, html_report):
-        with pytest.raises(InputError, match=r"different metrics \(accuracy, R²\), of which no mean means anything"):
+    averages = [FIGURES[name].draw for name in ("accuracy", "forgetting", "forgetting-ratio", "transfer")]
+    for make in (verdict, differences, *averages):
+        with pytest.raises(InputError, match=r"\(accuracy, R²\), of which no mean .*`tables.accuracy`"):
             make(mixed)
     table = tables.summary(mixed)
     assert {row["average_score"] for row in table.rows} == {None}
     assert "average_score" not in [column.key for column in table.columns]
     assert mixed.forgetting_ratio("sgd", 0, 1) is None
+
+
+def test_what_averages_over_no_task_is_shown_of_different_metrics() -> None:
+    one = by_hand("sgd", [[0.9], [0.7, 0.5], [0.7, 0.4, 0.8]], 0, ACCURACY, R_SQUARED, ACCURACY)
+    runs = Runs.of([one])
+    assert [(metric.name, runs.tasks_of(metric)) for metric in runs.metrics] == [("accuracy", (1, 3)), ("R²", (2,))]
+    for name, column in (("matrix", "task"), ("tasks", "task"), ("learning", None)):
+        drawn = FIGURES[name].draw(runs)
+        spec = drawn.chart.to_dict()
+        panels = spec.get("hconcat", spec.get("vconcat"))
+        assert len(panels) == 2, "one for each metric"
+        texts = [str(panel) for panel in panels]
+        assert "R²" not in texts[0]
+        assert "accuracy" not in texts[1]
+        assert column is None or {row[column] for row in drawn.table.rows} == {1, 2, 3}
+
+
+@pytest.mark.slow
+def test_the_page_of_different_metrics_leaves_out_what_averages_and_says_why() -> None:
+    page = html_report(Runs.of([by_hand("sgd", [[0.9], [0.7, 0.5]], 0, ACCURACY, R_SQUARED)]))
+    assert "different metrics (accuracy, R²), of which no mean means anything: methods are not ranked" in page
+    assert "Accuracy and R² on every task, after every task" in page
+    assert "<b>R²</b>: higher is better; colours from 0.4 to 0.5" in page
+    assert 'title="task 2 (task-2) after task 2 (task-2): 0.5"' in page
+    assert 'data-chart="valid_score-1"' in page
+    assert 'data-chart="average_score"' not in page
+
+
+def test_a_comparison_has_the_score_of_every_metric_and_no_dash() -> None:
+    runs = {(method, 0): by_hand(method, [[0.9], [0.7, 0.5]], 0, ACCURACY, R_SQUARED) for method in ("sgd", "hat")}
+    runs = {key: replace(run, experiment="split-mnist") for key, run in runs.items()}
+    table = comparison_table(Comparison(ComparisonPlan.make("split-mnist", ["sgd", "hat"], [0]), runs, {}, {}))
+    cells = {str(column.header): next(iter(column.cells)) for column in table.columns}
+    assert cells["accuracy, %"] == "70.00"
+    assert cells["forgetting of accuracy, points"] == "20.00"
+    assert cells["R² (higher is better)"] == "0.5"
+    assert "--format markdown --table accuracy" in str(table.caption)
 
 
 def test_runs_of_different_metrics_are_not_compared() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hatrack.cli import main
-from hatrack.report.drawings import DRAWINGS
+from hatrack.report.drawings import DRAWINGS, DRAWINGS_OF_ONE
 from hatrack.report.figures import FIGURES
 from hatrack.report.pictures import PICTURES
 from hatrack.report.studies import STUDIES, requests
@@ -15,7 +15,8 @@ QUICK = ["--set", "epochs=2", "--set", "hidden=20,20", "--set", "limit=100", "--
 
 
 def test_every_figure_and_study_can_be_drawn() -> None:
-    assert set(FIGURES) == set(DRAWINGS)
+    assert set(FIGURES) == {*DRAWINGS, *DRAWINGS_OF_ONE}
+    assert {name for name, figure in FIGURES.items() if figure.of_one_method} == set(DRAWINGS_OF_ONE)
     for study in STUDIES.values():
         drawn = [study.figure in FIGURES, study.picture in PICTURES]
         assert sorted(drawn) == [False, True], f"{study.name} draws a figure or a picture"

@@ -168,7 +168,7 @@ def test_every_table_can_be_written_and_read_again(name: str) -> None:
         value = table.rows[0][column.key]
         assert rows[0][column.key] == ("" if value is None else str(value))
     assert json.loads(to_json(table)) == [dict(row) for row in table.rows]
-    assert to_markdown(table).count("\n") == len(table.rows) + 2
+    assert to_markdown(table).count("\n") == len(table.rows) + 2 + 2 * bool(table.note)
     assert to_latex(table).count(r"\\") == len(table.rows) + 1
 
 
@@ -218,6 +218,50 @@ def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.Captu
     if name in ("accuracy", "forgetting", "forgetting-ratio", "usage"):
         assert ">hat</text>" in text, "a legend says which line is which"
     assert out.with_suffix(".csv").read_text().count("\n") > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 50.0, 2.0], [0.5, 2.0, 50.0]),
+        ([1.0, 0.0], [0.0, 1.0]),
+        ([None, 0.1, True, "auto"], [0.1, "None", "True", "auto"]),
+    ],
+)
+def test_settings_that_are_no_numbers_or_zero_can_be_drawn(values: list[object], shown: list[object]) -> None:
+    runs = Runs.of([replace(synthetic("hat", 0, 3), config={"c": value}) for value in values])
+    drawn = FIGURES["sensitivity"].draw(runs)
+    assert [row["c"] for row in drawn.table.rows] == shown
+    axis = drawn.chart.to_dict()["encoding"]["x"]
+    assert (axis["type"] == "ordinal") == any(isinstance(value, str) for value in shown)
+    assert (axis["type"] == "quantitative" and axis["scale"].get("type") == "log") == (shown[0] == 0.5)
+
+
+def test_a_legend_names_what_is_drawn_alone() -> None:
+    runs = Runs.of([recognised(synthetic("hat", 0, 3)), synthetic("sgd", 0, 3)])
+    spec = FIGURES["class-incremental"].draw(runs).chart.to_dict()
+    assert spec["layer"][-1]["encoding"]["color"]["scale"]["domain"] == ["hat"]
+
+
+def test_the_axis_of_time_says_what_it_is_once() -> None:
+    spec = str(FIGURES["time"].draw(Runs.of([synthetic("hat", 0, 3)])).chart.to_dict())
+    assert "time (seconds)" in spec
+    assert "seconds (seconds)" not in spec
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_method_is_refused_where_all_are_shown_and_followed_where_one_is(name: str) -> None:
+    runs = Runs.of([recognised(synthetic(method, seed, 3)) for method in ("hat", "pmask") for seed in (0, 1)])
+    figure = FIGURES[name]
+    if figure.of_one_method:
+        drawn, usual = figure.draw(runs, "pmask"), figure.draw(runs)
+        assert [{row["method"] for row in one.table.rows} for one in (drawn, usual)] == [{"pmask"}, {"hat"}]
+        assert drawn.title.endswith(", pmask"), "a picture says whose it is"
+        with pytest.raises(InputError, match="no such data of 'nobody' here; choose one of: hat, pmask"):
+            figure.draw(runs, "nobody")
+    else:
+        with pytest.raises(InputError, match=f"the figure {name} shows all methods; one can be chosen for: reuse, "):
+            figure.draw(runs, "pmask")
 
 
 @pytest.mark.slow

@@ -261,6 +261,7 @@ def write_output(path: Path | None, text: str) -> None:
 _WORDS = {
     "compare": "hatrack compare --out DIR",
     "data_dir": "--data DIR",
+    "tables.accuracy": "hatrack report FOLDER --format markdown --table accuracy",
     **{name: f"--{name}" for name in ("grid", "methods", "out", "seeds", "task", "tasks", "workers")},
 }
 """Options and commands by the argument or function that a message names in backticks."""
@@ -296,9 +297,10 @@ def _option(found: re.Match[str]) -> str:
     method, name, value = found.groups()
     if name in _settings():
         return f"--set {method or ''}{name}={value or '...'}"
-    if method is not None or name not in _WORDS:
+    word = _WORDS.get(f"{method or ''}{name}")
+    if word is None:
         return found[0]
-    return _WORDS[name] if value is None else f"{_WORDS[name]} {value}"
+    return word if value is None else f"{word} {value}"
 
 
 def _forget_command(found: re.Match[str]) -> str:

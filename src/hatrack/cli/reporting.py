@@ -27,7 +27,6 @@ from hatrack.errors import InputError
 
 if TYPE_CHECKING:
     from hatrack.experiments import RunRequest
-    from hatrack.report.runs import Runs
     from hatrack.report.studies import Study
     from hatrack.report.table import Drawing
 
@@ -67,7 +66,7 @@ def report_command(
         `html` for the page; the others write one table.
     table
         Which table, by default the first: summary, forgetting-ratios, differences, curves, accuracy, by-task, learning,
-        capacity, usage, reuse, compression, timing, published, data.
+        capacity, usage, reuse, compression, recognition, task-confusion, class-confusion, timing, published, data.
     """
     if format == "html" and table is not None:
         raise InputError(f"--table {table} goes with --format csv, json, markdown or latex; the page has all tables")
@@ -153,7 +152,8 @@ def figure_command(
     out
         The file to write, by default NAME.svg. Its data goes into a CSV file of the same name.
     method
-        For figures about one method: which; by default hat, or the best one.
+        For figures about one method (`hatrack list figures` says which): its label; by default hat, or the best one.
+        Figures about all methods refuse it.
     """
     target = out or Path(f"{name}.svg")
     require_output(target)
@@ -161,7 +161,7 @@ def figure_command(
     from hatrack.report.runs import read_runs
 
     runs = read_runs(folder, *more)
-    drawing = figures.FIGURES[name].draw(runs, method or _usual_method(runs))
+    drawing = figures.FIGURES[name].draw(runs, method)
     say(make_console(), f"wrote {target} and {_save(drawing, target)}")
     return 0
 
@@ -270,16 +270,12 @@ _OF_INPUTS = ("input-attention", "weight-masks")
 """Pictures of single input features, which dense layers alone have masks of."""
 
 
-def _usual_method(runs: Runs) -> str:
-    return "hat" if "hat" in runs.labels else runs.labels[0]
-
-
 def _save(drawing: Drawing, target: Path) -> Path:
     """Draw a picture, and write its data beside it; return the file with the data."""
     from hatrack.report import canvas
     from hatrack.report.writers import WRITERS
 
-    canvas.save(drawing.chart, target, drawing.title)
+    canvas.save(drawing.chart, target, drawing.title, drawing.note)
     data = target.with_suffix(".csv")
     write_file(data, WRITERS["csv"](drawing.table))
     return data

@@ -14,7 +14,7 @@ from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, TaskHistory, TaskSummary, rounded_shares, write_result
 from hatrack.recognition import Confusion
 from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
-from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score
+from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score, warm_up
 
 __all__ = ["Event", "TaskBegun", "TaskLearned", "last_confusion", "last_logits", "run", "score_row"]
 
@@ -59,6 +59,8 @@ def run(prepared: Run) -> Iterator[Event]:
     going_on = len(prepared.result.scores) < len(prepared.stream)
     if folder is not None and (prepared.repairs or prepared.replanned or going_on):
         _tidy(prepared, folder)
+    if going_on and prepared.method.trains:  # else the first task of a process would be charged for its start
+        warm_up(prepared.config.training, prepared.request.device)
     for index in range(len(prepared.result.scores), len(prepared.stream)):
         yield from _learn(prepared, index, folder)
         yield TaskLearned(index, prepared.result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ except ImportError as error:  # pragma: no cover - the extra is installed wherev
 
 __all__ = [
     "DARK",
-    "DASHES",
     "LIGHT",
+    "MOST_ROWS",
     "PAGE",
     "PAPER",
     "VEGA_LITE",
@@ -29,8 +30,10 @@ __all__ = [
     "color",
     "dark_cell",
     "dash",
+    "dash_of",
     "dashes",
     "digits",
+    "line_legend",
     "save",
     "span",
     "style",
@@ -42,7 +45,16 @@ LIGHT = ("#0072b2", "#d55e00", "#007d5c", "#b3548b", "#8a6d00", "#56606b")
 DARK = ("#5ab4f0", "#ff8b4d", "#3dd6a3", "#e79ac6", "#e8c547", "#b4bec9")
 """The same colours on black."""
 
-DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3))
+_DASHES = (
+    *((1, 0), (7, 3), (2, 2), (9, 3, 2, 3)),  # full, dashed, dotted, dash and dot
+    *((15, 4), (9, 3, 2, 3, 2, 3), (2, 7), (15, 3, 5, 3)),
+)
+_SAMPLE = "M-1,0L7.5,0"
+"""Path of a line's sample in a legend, in halves of a symbol's width: about 46 pixels, twice the longest dashes."""
+_BESIDE_SAMPLE = 42
+"""Distance in pixels of a label from where a symbol of usual width would end."""
+MOST_ROWS = 16
+"""Largest number of names below each other in a legend."""
 _HEAT = {"light": ("#f4f7fb", "#0b4f8a"), "dark": ("#1c2733", "#7cc4ff")}
 _MINUS = {"light": "#a84300", "dark": "#ff9a66"}
 """Colours of the lowest values in heat maps of signed ones; zero has the low end of the other colours."""
@@ -92,10 +104,19 @@ def style(inks: Inks = PAPER) -> dict[str, Any]:
         "axis": {
             **text,
             **{"gridColor": inks.grid, "domainColor": inks.grid, "tickColor": inks.grid, "titlePadding": 8},
+            "labelSeparation": 6,  # else 10000 and 20000 may stand beside each other as one number
         },
-        "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "labelLimit": 240},
+        "legend": {**text, "symbolStrokeWidth": 2.5, "symbolSize": 120, "symbolLimit": 0, "labelLimit": 240},
         "header": text,
-        "title": {"color": inks.ink, "font": _FONT, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
+        "title": {
+            "color": inks.ink,
+            "font": _FONT,
+            "fontSize": 14,
+            "fontWeight": 600,
+            "anchor": "start",
+            "subtitleColor": inks.muted,
+            "subtitleFont": _FONT,
+        },
         "text": {"color": inks.ink, "font": _FONT},
         "range": {
             "category": list(inks.categories),
@@ -130,8 +151,14 @@ Chart = Any
 """An altair chart, layered or not."""
 
 
-def save(chart: Chart, path: Path, title: str = "") -> None:
+def save(chart: Chart, path: Path, title: str = "", note: str = "") -> None:
     """Write a chart as SVG, PDF or PNG, by the file's ending.
+
+    Args:
+        chart: the chart.
+        path: the file.
+        title: text above the chart.
+        note: smaller text below the title, which must not be empty then.
 
     Raises:
         InputError: the ending is another one, or the file cannot be there.
@@ -140,7 +167,9 @@ def save(chart: Chart, path: Path, title: str = "") -> None:
     if kind not in ("svg", "pdf", "png"):
         raise InputError(f"{path}: figures are written as .svg, .pdf or .png")
     require_place(path)
-    chart = chart.properties(title=title) if title else chart
+    if title:
+        lines = textwrap.wrap(f"{note[:1].upper()}{note[1:]}.", 72) if note else alt.Undefined
+        chart = chart.properties(title=alt.TitleParams(title, subtitle=lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.configure(**style()).save(str(path), format=kind, **({"scale_factor": 2} if kind == "png" else {}))
 
@@ -152,20 +181,44 @@ def chart_of(values: Sequence[dict[str, Any]]) -> Any:
 
 def color(methods: Sequence[str], legend: bool) -> Any:
     """Return a colour for every method, by its place among all of them."""
-    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
+    shown = line_legend("method", len(methods)) if legend else None
     return alt.Color("method:N", scale=alt.Scale(domain=list(methods)), legend=shown)
 
 
 def dash(methods: Sequence[str], legend: bool) -> Any:
     """Return dashes for every method, for where colours begin anew."""
-    shown = alt.Legend(title="method", symbolType="stroke", symbolOpacity=1.0) if legend else None
+    shown = line_legend("method", len(methods)) if legend else None
     return alt.StrokeDash("method:N", scale=dashes(methods), legend=shown)
+
+
+def line_legend(title: str, lines: int) -> Any:
+    """Return a legend of lines, with samples so long that dashes can be told apart; many names stand in columns."""
+    return alt.Legend(
+        title=title,
+        symbolType=_SAMPLE,
+        symbolFillColor="transparent",
+        symbolOpacity=1.0,
+        labelOffset=_BESIDE_SAMPLE,
+        columns=1 + (lines - 1) // MOST_ROWS,
+        columnPadding=24,
+    )
 
 
 def dashes(names: Sequence[str]) -> Any:
     """Give full lines to as many names as there are colours, then another kind of dashes for as many again."""
-    ranks = [DASHES[index // len(LIGHT) % len(DASHES)] for index in range(len(names))]
-    return alt.Scale(domain=list(names), range=[list(dash) for dash in ranks])
+    return alt.Scale(domain=list(names), range=[list(dash_of(index)) for index in range(len(names))])
+
+
+def dash_of(index: int) -> tuple[int, ...]:
+    """Return the dashes of a line, on and off by turns in pixels: no two lines have both colour and dashes in common.
+
+    Args:
+        index: place of the line among all, from 0; colours are taken by turns.
+    """
+    kind = index // len(LIGHT)
+    if kind < len(_DASHES):
+        return _DASHES[kind]
+    return (15 + 6 * (kind - len(_DASHES) + 1), 4)  # beyond 48 lines: longer and longer dashes
 
 
 def span(values: Iterable[float], least: float, floor: float | None = None, ceiling: float | None = None) -> Any:

@@ -16,13 +16,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hatrack.report.canvas import LIGHT, Chart, alt, chart_of, color, dark_cell, dash, dashes, digits, span
+from hatrack.report.canvas import (
+    LIGHT,
+    MOST_ROWS,
+    PAPER,
+    Chart,
+    alt,
+    chart_of,
+    color,
+    dark_cell,
+    dash,
+    dashes,
+    digits,
+    line_legend,
+    span,
+)
 from hatrack.report.table import AFTER, Kind, Row, TableColumn, means
 from hatrack.report.writers import number
 
 __all__ = [
     "bars",
     "bars_side_by_side",
+    "below_each_other",
     "curves",
     "epochs",
     "epochs_side_by_side",
@@ -32,6 +47,7 @@ __all__ = [
     "pictures",
     "ranking",
     "scatter",
+    "side_by_side",
     "usage",
 ]
 
@@ -192,14 +208,15 @@ def lines_per_task(rows: Sequence[Row], method: str, names: Sequence[str], figur
     ]
     tasks = list(dict.fromkeys(value["task"] for value in values))
     drawn = _scale(figure, [{end: value["value"] for end, _ in ENDS} for value in values])
+    legend = line_legend("task", len(tasks))
     return (
         chart_of(values)
         .mark_line(point=alt.OverlayMarkDef(size=40), strokeWidth=2)
         .encode(
             x=LEARNED,
             y=alt.Y("value:Q", title=_axis_title(figure), scale=drawn),
-            color=alt.Color("task:N", scale=alt.Scale(domain=tasks), title="task"),
-            strokeDash=alt.StrokeDash("task:N", title="task", scale=dashes(tasks)),
+            color=alt.Color("task:N", scale=alt.Scale(domain=tasks), legend=legend),
+            strokeDash=alt.StrokeDash("task:N", scale=dashes(tasks), legend=legend),
             tooltip=_tooltip("task:N", ("after:O", "tasks learned"), ("value:Q", title)),
         )
     )
@@ -237,6 +254,9 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
     shares = means((row for row in rows if row["method"] == method), ("layer", "after"), "used")
     order = list(dict.fromkeys(layer for layer, _ in shares))
     values = [{"layer": layer, "after": after, "value": digits(100 * mean)} for (layer, after), mean in shares.items()]
+    # More layers than there are colours get those of one scale, from the first to the last.
+    colours = alt.Scale(domain=order, scheme="viridis" if len(order) > len(LIGHT) else alt.Undefined)
+    legend = alt.Legend(columns=1 + (len(order) - 1) // MOST_ROWS)
     return (
         chart_of(values)
         .mark_bar()
@@ -244,7 +264,7 @@ def layers(rows: Sequence[Row], method: str) -> Chart:
             x=LEARNED,
             xOffset=alt.XOffset("layer:N", sort=order),
             y=IN_USE,
-            color=alt.Color("layer:N", sort=order, title="layer"),
+            color=alt.Color("layer:N", sort=order, title="layer", scale=colours, legend=legend),
             tooltip=_tooltip("layer:N", ("after:O", "tasks learned"), ("value:Q", "in use (%)")),
         )
     )
@@ -267,6 +287,18 @@ def bars(rows: Sequence[Row], figure: TableColumn) -> Chart:
 def bars_side_by_side(rows: Sequence[Row], figures: Sequence[TableColumn]) -> Chart:
     """Draw a panel of bars per figure, with the methods in the order of the rows in all of them."""
     return alt.hconcat(*(bars(rows, figure).properties(width=190) for figure in figures), spacing=24)
+
+
+def side_by_side(panels: Sequence[Chart]) -> Chart:
+    """Put charts beside each other, each with colours and a legend of its own; a single one stays as it is."""
+    if len(panels) == 1:
+        return panels[0]
+    return alt.hconcat(*panels, spacing=24).resolve_scale(color="independent", strokeDash="independent")
+
+
+def below_each_other(panels: Sequence[Chart]) -> Chart:
+    """Put charts below each other, with one legend; a single one stays as it is."""
+    return panels[0] if len(panels) == 1 else alt.vconcat(*panels, spacing=24)
 
 
 def ranking(rows: Sequence[Row], figure: TableColumn, group: str) -> Chart:
@@ -315,7 +347,7 @@ def scatter(
 
     Args:
         rows: with the keys below.
-        x: key of what goes to the right.
+        x: key of what goes to the right; where some are texts, all stand beside each other in the order of the rows.
         y: the column that goes up; shares are drawn in percent.
         title: title of the axis to the right.
         group: key of what tells lines apart.
@@ -324,12 +356,19 @@ def scatter(
         points: whether points are marked.
     """
     factor, titles = _SCALES.get(y.kind, (1.0, ""))[0], (title, _title(y))
+    texts = any(isinstance(row[x], str) for row in rows)
     values = [
-        {"x": row[x], "y": digits(factor * row[y.key]), "group": str(row[group]), "order": row[order]} for row in rows
+        {
+            "x": str(row[x]) if texts else row[x],
+            "y": digits(factor * row[y.key]),
+            "group": str(row[group]),
+            "order": row[order],
+        }
+        for row in rows
     ]
     spreads = [
         {
-            "x": row[x],
+            "x": str(row[x]) if texts else row[x],
             "group": str(row[group]),
             **{end: digits(factor * (row[y.key] + sign * sd)) for end, sign in ENDS},
         }
@@ -337,21 +376,32 @@ def scatter(
         if (sd := row.get(f"{y.key}_sd")) is not None
     ]
     groups = list(dict.fromkeys(value["group"] for value in values))
-    scale = alt.Scale(type="log") if log_x else alt.Scale(zero=False)
-    axis = alt.Axis(values=sorted({value["x"] for value in values}), format="~g") if log_x else alt.Axis()
+    legend = line_legend(group, len(groups))
+    drawn = _scale(y, [*spreads, *({end: value["y"] for end, _ in ENDS} for value in values)])
+    across = _across([value["x"] for value in values], title, log_x)
     mark = chart_of(values).mark_line(point=alt.OverlayMarkDef(size=40) if points else False, strokeWidth=2)
     lines = mark.encode(
-        x=alt.X("x:Q", title=titles[0], scale=scale, axis=axis),
-        y=alt.Y("y:Q", title=_axis_title(y), scale=alt.Scale(zero=False)),
+        x=across,
+        y=alt.Y("y:Q", title=_axis_title(y), scale=drawn),
         order="order:Q",
-        color=alt.Color("group:N", scale=alt.Scale(domain=groups), title=group),
-        strokeDash=alt.StrokeDash("group:N", title=group, scale=dashes(groups)),
-        tooltip=_tooltip("group:N", ("x:Q", titles[0]), ("y:Q", titles[1])),
+        color=alt.Color("group:N", scale=alt.Scale(domain=groups), legend=legend),
+        strokeDash=alt.StrokeDash("group:N", scale=dashes(groups), legend=legend),
+        tooltip=_tooltip("group:N", ("x:N" if texts else "x:Q", titles[0]), ("y:Q", titles[1])),
     )
     if not spreads:
         return lines
     bars_of_spread = chart_of(spreads).mark_rule(strokeWidth=1.2, opacity=0.7)
-    return alt.layer(bars_of_spread.encode(x=alt.X("x:Q", scale=scale), y="low:Q", y2="high:Q", color="group:N"), lines)
+    return alt.layer(bars_of_spread.encode(x=across, y="low:Q", y2="high:Q", color="group:N"), lines)
+
+
+def _across(values: Sequence[Any], title: str, by_factors: bool) -> Any:
+    """Return the axis to the right for numbers, or for texts in their order."""
+    if any(isinstance(value, str) for value in values):
+        return alt.X("x:O", title=title, sort=list(dict.fromkeys(values)), axis=alt.Axis(labelAngle=0))
+    if by_factors:
+        axis = alt.Axis(values=sorted(set(values)), format="~g")
+        return alt.X("x:Q", title=title, scale=alt.Scale(type="log"), axis=axis)
+    return alt.X("x:Q", title=title, scale=alt.Scale(zero=False))
 
 
 def _spreads(rows: Sequence[Row], figure: TableColumn, *keys: str, floor: float = -math.inf) -> list[dict[str, Any]]:
@@ -414,6 +464,8 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
     whole = value.kind is Kind.PERCENT
     high = 100.0 if whole else max((row["value"] for row in values), default=1.0)
     floor, title = min(low, bottom) if whole else low, _title(value)
+    if not share:  # hardly any difference is no reason for all the colours
+        floor = min(floor, high - (abs(high) / 10 or 1.0))
     signed = floor < 0
     if signed:  # zero in the middle, and as much colour for what is below as for what is above
         high = max(-floor, high)
@@ -435,7 +487,7 @@ def heat_map(rows: Sequence[Row], x: TableColumn, y: TableColumn, value: TableCo
 
 
 def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6, side: int = 112) -> Chart:
-    """Draw small grey pictures side by side: white is 1, black is 0.
+    """Draw small grey pictures side by side, each in a frame: white is 1, black is 0.
 
     Args:
         names: texts above the pictures.
@@ -448,11 +500,14 @@ def pictures(names: Sequence[str], values: Sequence[Tensor], *, columns: int = 6
         for number, (name, value) in enumerate(zip(names, values, strict=True))
     ]
     image = (
-        chart_of(rows).mark_image(width=side, height=side, x=0, y=0, align="left", baseline="top").encode(url="url:N")
+        chart_of(rows)
+        .mark_image(width=side - 1, height=side - 1, x=1, y=1, align="left", baseline="top")  # inside of its frame
+        .encode(url="url:N")
     )
     header = alt.Header(title=None, labelFontSize=12, labelLimit=side)
     facet = alt.Facet("name:N", sort=list(names), header=header)
-    return image.properties(width=side, height=side).facet(facet, columns=columns, spacing=12)
+    framed = image.properties(width=side, height=side, view=alt.ViewBackground(stroke=PAPER.muted))
+    return framed.facet(facet, columns=columns, spacing=12)
 
 
 def _png(value: Tensor) -> str:

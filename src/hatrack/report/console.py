@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hatrack.experiments import Comparison, Reproduction, RunResult, Verification
+from hatrack.experiments.plan import REFERENCES
 from hatrack.experiments.recorded import TaskAgain
-from hatrack.experiments.statistics import Spread
+from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best
 from hatrack.objectives import ACCURACY, Classification, Metric
 from hatrack.objectives.metrics import readable
+from hatrack.report.weak_ratios import weak_ratios
 
 __all__ = [
     "accuracy_table",
@@ -172,11 +174,9 @@ def _proof(hashes: Sequence[str]) -> tuple[str, str]:
 def comparison_table(comparison: Comparison) -> Table:
     """Make a row per method, the best first: accuracy, forgetting and forgetting ratio after the last task.
 
-    The score of other metrics stands in the place of the accuracy, with its direction; there is none where tasks have
-    different metrics.
+    The score of other metrics stands in the place of the accuracy, with its direction. Where tasks have different
+    metrics, there are score and forgetting of each, over its tasks alone, and methods are in the plan's order.
     """
-    metric = comparison.metric
-    percent = metric is None or metric.is_share
     table = Table(
         "method",
         title=f"{comparison.experiment}, after the last task; mean ± standard deviation over seeds",
@@ -184,41 +184,95 @@ def comparison_table(comparison: Comparison) -> Table:
         title_style="bold",
         box=SIMPLE,
     )
-    notes = {note for run in comparison.results.values() if (note := run.metrics().get("note")) is not None}
-    score, lost = _headings(metric or ACCURACY)
-    score = "score" if notes else score
+    different = _different_metrics(comparison)
+    columns = _columns_by_metric(comparison, different) if different else _columns(comparison)
+    unnamed = {method: comparison.spread(method, "class_incremental_accuracy") for method in comparison.methods}
+    if any(found is not None for found in unnamed.values()):
+        columns.insert(1, ("no task named, %", lambda method: _spread(unnamed[method], True)))
     kept = {
         method: max((run.memory for run in _finished(comparison, method) if run.memory is not None), default=None)
         for method in comparison.methods
     }
-    shown = any(samples is not None for samples in kept.values())
-    unnamed = {method: comparison.spread(method, "class_incremental_accuracy") for method in comparison.methods}
-    recognised = any(found is not None for found in unnamed.values())
-    titles = (score, *["no task named, %"] * recognised, lost, "forgetting ratio", *["samples kept"] * shown, "seeds")
-    for column in titles:
-        table.add_column(column, justify="right")
+    if any(samples is not None for samples in kept.values()):
+        columns.append(("samples kept", lambda method: _samples(kept[method])))
+    for title in (*(title for title, _ in columns), "seeds"):
+        table.add_column(title, justify="right")
+    for method in comparison.methods if different else _ranked(comparison):
+        finished = len(_finished(comparison, method))
+        failed = sum(name == method for name, _ in comparison.failures)
+        seeds = f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else "")
+        table.add_row(method, *(cell(method) for _, cell in columns), Text(seeds))
+    if different:
+        names = ", ".join(metric.name for metric in different)
+        table.caption = (
+            f"tasks have different metrics ({names}), of which no mean means anything; the score of every task: "
+            "hatrack report FOLDER --format markdown --table accuracy"
+        )
+    elif note := _note(comparison):
+        table.caption = note
+    return table
+
+
+def _note(comparison: Comparison) -> str:
+    """Say where the forgetting ratio says little."""
+    finished = {name: _finished(comparison, name) if name in comparison.methods else [] for name in REFERENCES}
+    joint, random = ({run.seed: run for run in of} for of in finished.values())
+    return weak_ratios(((joint[seed], random[seed]) for seed in joint if seed in random), last=True)
+
+
+_Column = tuple[str, Callable[[str], str]]
+"""Title of a column, and its text for a method."""
+
+
+def _different_metrics(comparison: Comparison) -> tuple[Metric, ...]:
+    """Return the metrics of the tasks in their order where there are several; none otherwise."""
+    run = next((run for run in comparison.results.values() if run.metrics().get("by_metric")), None)
+    return () if run is None else tuple(dict.fromkeys(task.metric for task in run.tasks))
+
+
+def _ranked(comparison: Comparison) -> list[str]:
+    """Return the methods, the best first, those without a result last."""
+    metric = comparison.metric
     scores = {method: comparison.spread(method, "average_score") for method in comparison.methods}
 
     def rank(method: str) -> tuple[bool, float]:
         found = scores[method]
         return found is None, 0.0 if found is None or metric is None else metric.rank(found.mean)
 
-    for method in sorted(comparison.methods, key=rank):
-        finished = sum(comparison.run(method, seed) is not None for seed in comparison.seeds)
-        failed = sum(name == method for name, _ in comparison.failures)
-        seeds = Text(f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else ""))
-        table.add_row(
-            method,
-            _spread(scores[method], percent),
-            *[_spread(unnamed[method], True)] * recognised,
-            _spread(comparison.spread(method, "forgetting"), percent),
-            _spread(comparison.spread(method, "forgetting_ratio"), False, "{:.3f}".format),
-            *([_samples(kept[method])] if shown else []),
-            seeds,
-        )
-    if notes:
-        table.caption = "; ".join(sorted(notes))
-    return table
+    return sorted(comparison.methods, key=rank)
+
+
+def _columns(comparison: Comparison) -> list[_Column]:
+    """Return the columns of scores where all tasks have one metric."""
+    metric = comparison.metric or ACCURACY
+    score, lost = _headings(metric)
+
+    def said(figure: str, percent: bool, form: Callable[[float], str] = readable) -> Callable[[str], str]:
+        return lambda method: _spread(comparison.spread(method, figure), percent, form)
+
+    return [
+        (score, said("average_score", metric.is_share)),
+        (lost, said("forgetting", metric.is_share)),
+        ("forgetting ratio", said("forgetting_ratio", False, "{:.3f}".format)),
+    ]
+
+
+def _columns_by_metric(comparison: Comparison, different: Sequence[Metric]) -> list[_Column]:
+    """Return score and forgetting of every metric, over its tasks alone."""
+
+    def said(metric: Metric, figure: str) -> Callable[[str], str]:
+        def say(method: str) -> str:
+            of = [run.metrics()["by_metric"][metric.name][figure] for run in _finished(comparison, method)]
+            values = [value for value in of if value is not None]
+            return _spread(spread(values) if values else None, metric.is_share)
+
+        return say
+
+    return [
+        (title, said(metric, figure))
+        for metric in different
+        for title, figure in zip(_headings(metric, metric.name), ("average_score", "forgetting"), strict=True)
+    ]
 
 
 def _finished(comparison: Comparison, method: str) -> list[RunResult]:
@@ -245,11 +299,12 @@ def kinds_line(result: RunResult) -> str:
     return f"{'; '.join(said)} (to choose, `target=classes`, numbers or labels)" if said else ""
 
 
-def _headings(metric: Metric) -> tuple[str, str]:
-    """Return titles of the columns of a metric and of forgetting."""
+def _headings(metric: Metric, of: str = "") -> tuple[str, str]:
+    """Return titles of the columns of a metric and of forgetting, and of what it is forgetting where that is said."""
+    lost = f"forgetting of {of}" if of else "forgetting"
     if metric.is_share:
-        return f"{metric.name}, %", "forgetting, points"
-    return f"{metric.name} ({metric.direction})", "forgetting"
+        return f"{metric.name}, %", f"{lost}, points"
+    return f"{metric.name} ({metric.direction})", lost
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:

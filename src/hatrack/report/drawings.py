@@ -14,32 +14,33 @@ from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, capitalized, kinds_of, means
 from hatrack.report.verdict import timing
 
-__all__ = ["DRAWINGS"]
+__all__ = ["DRAWINGS", "DRAWINGS_OF_ONE"]
 
 
-def _average(runs: Runs, method: str) -> Drawing:
-    return _curve(runs.average, f"Average {runs.require_metric().name}")(runs, method)
+def _average(runs: Runs) -> Drawing:
+    return _curve(runs.average, f"Average {runs.require_metric().name}")(runs)
 
 
 _NEEDS_RHO = "ρ needs the runs of joint and random with the same seeds; run these methods too"
 _NEEDS_INFER = "no run here has such data; it is kept by methods with masks, such as hat, with `infer=true`"
 
 
-def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs, str], Drawing]:
-    def draw(runs: Runs, method: str) -> Drawing:
+def _curve(key: str, title: str, lacks: str = _NEEDS_RHO) -> Callable[[Runs], Drawing]:
+    def draw(runs: Runs) -> Drawing:
         runs.require_metric()
         table = tables.curves(runs)
         column = next((column for column in table.columns if column.key == key), None)
-        shown = _but_guessing(runs)
-        rows = [row for row in table.rows if row["method"] in shown and row[key] is not None]
+        rows = [row for row in table.rows if row["method"] in _but_guessing(runs) and row[key] is not None]
         if not rows or column is None:
             raise InputError(lacks)
-        return Drawing(charts.curves(rows, column, shown), title, table)
+        shown = [label for label in runs.labels if any(row["method"] == label for row in rows)]
+        note = table.note if key == "forgetting_ratio" else ""
+        return Drawing(charts.curves(rows, column, shown), title, table, note)
 
     return draw
 
 
-def _usage(runs: Runs, method: str) -> Drawing:
+def _usage(runs: Runs) -> Drawing:
     table = _require(inside.mean_usage(runs), "methods with masks, such as hat or pmask")
     known = [label for label in runs.labels if any(row["method"] == label for row in table.rows)]
     return Drawing(charts.usage(table.rows, runs.learned, known), "Network in use during training", table)
@@ -58,14 +59,16 @@ def _reuse(runs: Runs, method: str) -> Drawing:
 
 def _matrix(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    metric = runs.require_metric()
-    key = _key(metric)
+    key = _key(runs)
     cells = means(table.rows, ("after", "task"), key)
-    rows = [{"after": after, "task": task, key: mean} for (after, task), mean in cells.items()]
     column = {column.key: column for column in table.columns}
-    value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
-    chart = charts.heat_map(rows, column["task"], column["after"], value)
-    return Drawing(chart, f"{capitalized(metric.name)} on every task after every task, {method}", table)
+    panels = []
+    for metric in runs.metrics:  # each with colours of its own
+        tasks = runs.tasks_of(metric)
+        rows = [{"after": after, "task": task, key: mean} for (after, task), mean in cells.items() if task in tasks]
+        value = replace(column[key], kind=kinds_of(metric)[0], title=_heading(metric))
+        panels.append(charts.heat_map(rows, column["task"], column["after"], value))
+    return Drawing(charts.side_by_side(panels), f"{_names(runs)} on every task after every task, {method}", table)
 
 
 def _task_confusion(runs: Runs, method: str) -> Drawing:
@@ -91,8 +94,13 @@ def _class_confusion(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, f"Classes that test samples are taken for, {method}", table)
 
 
-def _key(metric: Metric) -> str:
-    return "accuracy" if metric == ACCURACY else "score"
+def _key(runs: Runs) -> str:
+    return "accuracy" if runs.metric == ACCURACY else "score"
+
+
+def _names(runs: Runs) -> str:
+    """Return the names of the metrics of all tasks, as they begin a heading."""
+    return capitalized(" and ".join(metric.name for metric in runs.metrics))
 
 
 def _heading(metric: Metric) -> str:
@@ -102,42 +110,48 @@ def _heading(metric: Metric) -> str:
 
 def _tasks(runs: Runs, method: str) -> Drawing:
     table = _of(tables.accuracy(runs), method)
-    metric = runs.require_metric()
-    value = kinds_of(metric)[0].column(_key(metric), _heading(metric))
-    chart = charts.lines_per_task(table.rows, method, runs.task_names, value)
-    return Drawing(chart, f"{capitalized(metric.name)} on every task, {method}", table)
+    panels = []
+    for metric in runs.metrics:  # each with an axis of its own
+        tasks = runs.tasks_of(metric)
+        rows = [row for row in table.rows if row["task"] in tasks]
+        value = kinds_of(metric)[0].column(_key(runs), _heading(metric))
+        panels.append(charts.lines_per_task(rows, method, runs.task_names, value))
+    return Drawing(charts.side_by_side(panels), f"{_names(runs)} on every task, {method}", table)
 
 
-def _time(runs: Runs, method: str) -> Drawing:
+def _time(runs: Runs) -> Drawing:
     table = timing(runs)
     return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table)
 
 
-def _sensitivity(runs: Runs, method: str) -> Drawing:
+def _sensitivity(runs: Runs) -> Drawing:
     table = tables.sensitivity(runs)
     key = table.columns[1].key
     metric = runs.require_metric()
     value = kinds_of(metric)[0].column(runs.average, f"average {_heading(metric)}")
-    chart = charts.scatter(table.rows, key, value, key, "method", order=key, log_x=True)
+    rows = [{**row, "place": place} for place, row in enumerate(table.rows)]
+    by_factors = all(isinstance(row[key], int | float) and row[key] > 0 for row in rows)
+    chart = charts.scatter(rows, key, value, key, "method", order="place", log_x=by_factors)
     return Drawing(chart, f"Sensitivity to {key}", table)
 
 
 def _compression(runs: Runs, method: str) -> Drawing:
-    table = _require(inside.compression(runs), "methods with masks, such as hat")
+    table = _of(inside.compression(runs), method)
     rows = [{**row, "percent": 100 * row["used"]} for row in table.rows]
     metric = runs.any.tasks[0].metric
     value = kinds_of(metric)[0].column(table.columns[-1].key, f"validation {_heading(metric)}")
-    chart = charts.scatter(rows, "percent", value, "units in use (%)", "seed", order="epoch")
-    return Drawing(chart, "Compression of a single task, epoch by epoch", table)
+    chart = charts.scatter(rows, "percent", value, "in use (%)", "seed", order="epoch")
+    return Drawing(chart, f"Compression of a single task, epoch by epoch, {method}", table)
 
 
-def _published(runs: Runs, method: str) -> Drawing:
+def _published(runs: Runs) -> Drawing:
     table = published(runs)
     column = [column for column in table.columns if column.kind in (Kind.PERCENT, Kind.RATIO)][-1]
     return Drawing(charts.ranking(table.rows, column, "by"), table.title, table)
 
 
-def _transfer(runs: Runs, method: str) -> Drawing:
+def _transfer(runs: Runs) -> Drawing:
+    runs.require_metric()
     table = tables.summary(runs)
     shown = (runs.learning, "backward_transfer", "forward_transfer")
     rows = [row for row in table.rows if row["method"] != "random"] or table.rows
@@ -145,7 +159,7 @@ def _transfer(runs: Runs, method: str) -> Drawing:
     return Drawing(charts.bars_side_by_side(rows, columns), "Learning and transfer", table)
 
 
-def _time_by_task(runs: Runs, method: str) -> Drawing:
+def _time_by_task(runs: Runs) -> Drawing:
     table = over_time.by_task(runs)
     shown, column = _but_guessing(runs), {column.key: column for column in table.columns}
     rows = [row for row in table.rows if row["method"] in shown]
@@ -153,13 +167,17 @@ def _time_by_task(runs: Runs, method: str) -> Drawing:
     return Drawing(chart, "Time for training on each task and testing all so far", table)
 
 
-def _learning(runs: Runs, method: str) -> Drawing:
-    runs.require_metric()
+def _learning(runs: Runs) -> Drawing:
     table = _require(over_time.mean_learning(runs), "runs of which no epoch is missing")
-    shown = _but_guessing(runs)
-    rows = [row for row in table.rows if row["method"] in shown]
-    _, loss, score = table.columns[-3:]
-    return Drawing(charts.epochs_side_by_side(rows, (loss, score), shown), "Learning curves", table)
+    rows = [row for row in table.rows if row["method"] in _but_guessing(runs)]
+    shown = [label for label in runs.labels if any(row["method"] == label for row in rows)]
+    panels = []
+    for metric in runs.metrics:
+        tasks = runs.tasks_of(metric)
+        _, loss, score = over_time.figures_of(table, metric)
+        panel = charts.epochs_side_by_side([row for row in rows if row["task"] in tasks], (loss, score), shown)
+        panels.append(panel if len(runs.metrics) == 1 else panel.properties(title=over_time.tasks_named(runs, metric)))
+    return Drawing(charts.below_each_other(panels), "Learning curves", table, table.note)
 
 
 def _but_guessing(runs: Runs) -> list[str]:
@@ -186,21 +204,14 @@ def _require(table: Table, who: str) -> Table:
     return table
 
 
-DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
+DRAWINGS: Mapping[str, Callable[[Runs], Drawing]] = MappingProxyType(
     {
         "accuracy": _average,
         "forgetting": _curve("forgetting", "Forgetting"),
         "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
         "sensitivity": _sensitivity,
         "usage": _usage,
-        "reuse": _reuse,
-        "compression": _compression,
-        "layers": _layers,
-        "tasks": _tasks,
-        "matrix": _matrix,
         "class-incremental": _curve("class_incremental_accuracy", "Accuracy with no task named", _NEEDS_INFER),
-        "task-confusion": _task_confusion,
-        "class-confusion": _class_confusion,
         "transfer": _transfer,
         "published": _published,
         "time": _time,
@@ -208,4 +219,17 @@ DRAWINGS: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
         "learning": _learning,
     }
 )
-"""Draws every figure, by its name, from runs and, where it is about one method, the label of that."""
+"""Draws every figure about all methods, by its name, from runs."""
+
+DRAWINGS_OF_ONE: Mapping[str, Callable[[Runs, str], Drawing]] = MappingProxyType(
+    {
+        "reuse": _reuse,
+        "compression": _compression,
+        "layers": _layers,
+        "tasks": _tasks,
+        "matrix": _matrix,
+        "task-confusion": _task_confusion,
+        "class-confusion": _class_confusion,
+    }
+)
+"""Draws every figure about one method, by its name, from runs and the label of the method."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from hatrack.errors import InputError
 from hatrack.report import inside, recognition, tables
 from hatrack.report.literature import published
 from hatrack.report.over_time import by_task, learning
@@ -30,19 +31,35 @@ class Figure:
     description: str
     source: str
 
-    def draw(self, runs: Runs, method: str) -> Drawing:
+    @property
+    def of_one_method(self) -> bool:
+        """Whether it is about one method, which can be chosen, and not about all of them."""
+        return self.description.endswith(_OF_ONE)
+
+    def draw(self, runs: Runs, method: str | None = None) -> Drawing:
         """Draw the figure.
 
         Args:
             runs: the runs.
-            method: label of the runs that it is about, where it is about one method.
+            method: label of the runs that it is about, of figures about one method alone; None takes hat, or the
+                best one where there is no hat.
 
         Raises:
-            InputError: the runs have no such data, or altair is not installed.
+            InputError: the runs have no such data, a method is given and the figure is about all of them, or altair is
+                not installed.
         """
-        from hatrack.report.drawings import DRAWINGS  # needs altair
+        if method is not None and not self.of_one_method:
+            chosen = ", ".join(name for name, figure in FIGURES.items() if figure.of_one_method)
+            raise InputError(f"the figure {self.name} shows all methods; one can be chosen for: {chosen}")
+        from hatrack.report.drawings import DRAWINGS, DRAWINGS_OF_ONE  # needs altair
 
-        return DRAWINGS[self.name](runs, method)
+        if not self.of_one_method:
+            return DRAWINGS[self.name](runs)
+        return DRAWINGS_OF_ONE[self.name](runs, method or ("hat" if "hat" in runs.labels else runs.labels[0]))
+
+
+_OF_ONE = "; one method"
+"""End of the descriptions of figures about one method."""
 
 
 _HAT = "Serrà et al., ICML 2018"
@@ -54,7 +71,7 @@ _ROWS = (
     ("sensitivity", "accuracy by a setting, of runs that differ in it", f"{_HAT}, Fig. 4"),
     ("usage", "share of the network in use during training", f"{_HAT}, Fig. 5"),
     ("reuse", "weights of a task that another uses too; one method", f"{_HAT}, Fig. 6"),
-    ("compression", "accuracy against size during a first task", f"{_HAT}, Fig. 7"),
+    ("compression", "accuracy against size during a first task; one method", f"{_HAT}, Fig. 7"),
     ("layers", "share of every layer in use after every task; one method", f"{_HAT}, Fig. 8"),
     ("tasks", "accuracy on every task while others follow; one method", f"{_HAT}, Fig. 9"),
     ("matrix", "accuracy on every task after every task; one method", ""),

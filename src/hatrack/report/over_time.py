@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hatrack.experiments import RunResult, TaskHistory
@@ -11,7 +12,13 @@ from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.runs import Runs
 from hatrack.report.table import METHOD, SEED, Kind, Table, TableColumn, kinds_of, mean_and_sd
 
-__all__ = ["by_task", "learning", "mean_learning"]
+__all__ = ["OF_LOSSES", "by_task", "figures_of", "learning", "mean_learning", "tasks_named"]
+
+OF_LOSSES = (
+    "losses are what a method minimises, with all that it adds (hat its regulariser, ewc its penalty): they tell "
+    "epochs apart, not methods"
+)
+"""Sentence, without its end, about losses on training and validation samples."""
 
 _TASK, _EPOCH, _NAME = Kind.NUMBER.column("task"), Kind.NUMBER.column("epoch"), Kind.TEXT.column("name")
 
@@ -24,7 +31,8 @@ def learning(runs: Runs) -> Table:
         for task, history in enumerate(run.history, 1)
         for epoch, figures in enumerate(_epochs(history, runs.metric), 1)
     )
-    return Table("learning", "Loss and score by epoch", (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric)), rows)
+    columns = (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric))
+    return Table("learning", "Loss and score by epoch", columns, rows, OF_LOSSES)
 
 
 def mean_learning(runs: Runs, points: int = 30) -> Table:
@@ -55,7 +63,24 @@ def mean_learning(runs: Runs, points: int = 30) -> Table:
                     row |= mean_and_sd(figure.key, (one[figure.key] for one in here))
                 rows.append(row)
     columns = (METHOD, _TASK, _EPOCH, Kind.NUMBER.column("progress", "tasks learned"), *_figures(runs.metric))
-    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows))
+    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows), OF_LOSSES)
+
+
+def figures_of(table: Table, metric: Metric) -> tuple[TableColumn, TableColumn, TableColumn]:
+    """Return the columns of training loss, validation loss and score, as tasks of one metric are shown.
+
+    Args:
+        table: :func:`learning` or :func:`mean_learning`, whose tasks may have several metrics.
+        metric: one of these.
+    """
+    train_loss, valid_loss, score = table.columns[-3:]
+    return train_loss, valid_loss, replace(score, kind=kinds_of(metric)[0], title=f"validation {metric.name}")
+
+
+def tasks_named(runs: Runs, metric: Metric) -> str:
+    """Name the tasks that have a metric: ``R²: tasks 2, 4``."""
+    numbers = runs.tasks_of(metric)
+    return f"{metric.name}: task{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def by_task(runs: Runs) -> Table:

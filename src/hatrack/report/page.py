@@ -35,32 +35,36 @@ _POINTS = 120
 def html_report(runs: Runs) -> str:
     """Write the report on some runs, readable by people who have never heard of continual learning.
 
+    Where tasks have different metrics, what averages over tasks is left out, and the page says why.
+
     Args:
         runs: at least one.
 
     Raises:
-        InputError: the extra ``report`` is not installed, or tasks have different metrics.
+        InputError: the extra ``report`` is not installed.
     """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
-    metric = runs.require_metric()
-    makers = (summary, curves, by_task, _learning, accuracy, capacity, reuse, data, differences, mean_usage)
+    metric = runs.metric
+    makers = (summary, curves, by_task, _learning, accuracy, capacity, reuse, data, mean_usage)
     tables = {table.name: table for table in (make(runs) for make in makers)}
+    outcome = None if metric is None else verdict(runs)
+    if outcome is not None:
+        tables["differences"] = differences(runs)
     tables |= {table.name: table for make in _OF_RECOGNITION if (table := make(runs)).rows}
     others = Table("published", "", (), ())
     if has_published(runs):
         others = tables["published"] = published(runs)
-    outcome = verdict(runs)
     panels = [*task_panels(runs, tables), *epoch_panels(runs, tables["mean-learning"])]
     context = {
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
         "experiment": runs.any.experiment,
-        "metric": metric.name,
-        "metric_heading": capitalized(metric.name),
-        "share": metric.is_share,
-        "direction": metric.direction,
+        "metric": "score" if metric is None else metric.name,
+        "metric_heading": capitalized(" and ".join(each.name for each in runs.metrics)),
+        "metrics": runs.metrics,
+        "of_metric": {each.name: runs.tasks_of(each) for each in runs.metrics},
         "plain": metric == ACCURACY,
         "description": EXPERIMENTS[runs.any.experiment].description if runs.any.experiment in EXPERIMENTS else "",
         "tasks": runs.task_names,
@@ -75,7 +79,7 @@ def html_report(runs: Runs) -> str:
         "cards": sections.cards(runs, outcome),
         "sentences": sections.sentences(runs, outcome),
         "summary": sections.summary_rows(tables["summary"]),
-        "differences": sections.forest(tables["differences"], outcome.best, runs),
+        "differences": {"rows": []} if outcome is None else sections.forest(tables["differences"], outcome.best, runs),
         **sections.matrices(tables["accuracy"], tables["by-task"], runs),
         "confusions": sections.confusion_matrices(tables["task-confusion"], tables["recognition"], runs)
         if "task-confusion" in tables

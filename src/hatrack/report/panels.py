@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from hatrack.objectives import ACCURACY
+from hatrack.objectives import ACCURACY, Metric
 from hatrack.report import charts
 from hatrack.report.canvas import Chart
 from hatrack.report.inline_svg import inline_svg
+from hatrack.report.over_time import OF_LOSSES, figures_of, tasks_named
 from hatrack.report.runs import Runs
-from hatrack.report.table import AFTER, Row, Table, TableColumn
+from hatrack.report.table import AFTER, Row, Table, TableColumn, capitalized
 from hatrack.report.writers import number
 
 __all__ = ["WIDTH", "Panel", "epoch_panels", "task_panels"]
@@ -50,11 +51,13 @@ class Panel:
 def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
     """Draw what changed from task to task: score, forgetting, transfer, what of the network is in use, and time.
 
+    Where tasks have different metrics, only the last two.
+
     Args:
         runs: the runs.
         tables: ``curves``, ``by-task`` and ``mean-usage`` of them.
     """
-    metric, names = runs.require_metric(), runs.task_names
+    metric, names = runs.metric or ACCURACY, runs.task_names
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     lost = "in points lost" if metric.is_share else f"what got worse of {metric.name}"
     bars = " Bars are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
@@ -75,6 +78,8 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
     panels = []
     for name, key, title, text in wanted if runs.learned > 1 else ():
         table = tables[name]
+        if runs.metric is None and key == "forward_transfer":  # each task's is in the unit of its own metric
+            continue
         rows = [row for row in _shown(runs, table.rows) if row[key] is not None]
         rows = [row for row in rows if not (key == "forward_transfer" and row["method"] == "independent")]
         column = next((column for column in table.columns if column.key == key), None)
@@ -84,6 +89,8 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
             column = replace(column, title=metric.name if key == runs.average else f"{column.title} ({metric.name})")
         over = AFTER if name == "curves" else table.columns[1]
         chart = charts.curves(rows, column, runs.labels, over=over, names=names, legend=False)
+        if key == "forgetting_ratio" and table.note:
+            text = f"{text} {capitalized(table.note)}."
         panels.append(_panel(runs, key, title, text, name, chart, _alt(title, "tasks", column, rows, runs.labels)))
     used = tables["mean-usage"]
     if used.rows:
@@ -101,36 +108,51 @@ def epoch_panels(runs: Runs, table: Table) -> list[Panel]:
         runs: the runs.
         table: :func:`hatrack.report.over_time.mean_learning` of them.
     """
-    metric = runs.require_metric()
-    loss, valid_loss, score = table.columns[-3:]
+    if not table.rows:
+        return []
+    panels: list[Panel] = []
+    for metric in runs.metrics:
+        tasks = runs.tasks_of(metric)
+        rows = [row for row in _shown(runs, table.rows) if row["task"] in tasks]
+        panels += _epoch_panels(runs, replace(table, rows=tuple(rows)), metric)
+    return panels
+
+
+def _epoch_panels(runs: Runs, table: Table, metric: Metric) -> list[Panel]:
+    """Draw the learning curves of the tasks that have one metric."""
+    loss, valid_loss, score = figures_of(table, metric)
+    of, end = "", ""
+    if len(runs.metrics) > 1:
+        of, end = f" of {tasks_named(runs, metric).partition(': ')[2]}", f"-{runs.metrics.index(metric) + 1}"
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     bands = " Bands are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
-    rows = _shown(runs, table.rows)
+    whole = f" {capitalized(OF_LOSSES)}."
+    rows = table.rows
     wanted = [
-        (replace(score, title=metric.name), f"Validation {metric.name}", f"by epoch.{direction}{bands}"),
-        (loss, "Training loss", f"by epoch, mean over its batches.{bands}"),
-        (valid_loss, "Validation loss", f"by epoch; it decides when training stops.{bands}"),
+        (replace(score, title=metric.name), f"Validation {metric.name}{of}", f"by epoch.{direction}{bands}"),
+        (loss, f"Training loss{of}", f"by epoch, mean over its batches.{whole}{bands}"),
+        (valid_loss, f"Validation loss{of}", f"by epoch; it decides when training stops.{whole}{bands}"),
     ]
     panels = []
     if len(runs.labels) == 1:
         both = {"training": loss, "validation": valid_loss}
         one = TableColumn("loss", "loss", loss.kind)
         split = [
-            {**row, "method": name, "loss": row[of.key], "loss_sd": row[f"{of.key}_sd"]}
+            {**row, "method": name, "loss": row[column.key], "loss_sd": row[f"{column.key}_sd"]}
             for row in rows
-            for name, of in both.items()
+            for name, column in both.items()
         ]
         chart = charts.epochs(split, one, [*both], legend=False)
-        text = f"by epoch; dashed lines are switches to the next task.{bands}"
-        alt = _alt("Loss", "epochs", one, split, [*both])
-        panels.append(_panel(runs, "loss", "Loss", text, table.name, chart, alt, tuple(both)))
+        text = f"by epoch; dashed lines are switches to the next task.{whole}{bands}"
+        alt = _alt(f"Loss{of}", "epochs", one, split, [*both])
+        panels.append(_panel(runs, f"loss{end}", f"Loss{of}", text, table.name, chart, alt, tuple(both)))
         wanted = wanted[:1]
     for column, title, text in wanted:
         if known := [row for row in rows if row[column.key] is not None]:
             chart = charts.epochs(known, column, runs.labels, legend=False)
             alt = _alt(title, "epochs", column, known, runs.labels)
-            panels.append(_panel(runs, column.key, title, text, table.name, chart, alt))
-    return panels if table.rows else []
+            panels.append(_panel(runs, f"{column.key}{end}", title, text, table.name, chart, alt))
+    return panels
 
 
 def _panel(

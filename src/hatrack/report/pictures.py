@@ -66,7 +66,7 @@ def input_attention(request: RunRequest) -> Drawing:
     if any(mask is None or mask.numel() != torch.Size(shape).numel() for mask in masks):
         raise InputError("the attention of this run is not on single input features; run it with `gate_inputs=true`")
     values = [mask.float().reshape(shape).mean(dim=0) for mask in masks if mask is not None]
-    return _pictures(tasks, values, "Input features in use")
+    return _pictures(tasks, values, "Input features in use (white) and not (black)")
 
 
 def weight_masks(request: RunRequest) -> Drawing:
@@ -80,7 +80,9 @@ def weight_masks(request: RunRequest) -> Drawing:
         raise InputError("the first layer does not read single input features; take an experiment with an mlp")
     union = torch.stack([mask.bool() for mask in first]).any(dim=0)
     values = [mask.float().mean(dim=0).reshape(shape).mean(dim=0) for mask in (*first, union)]
-    return _pictures([*tasks, "any task"], values, "Share of each input's weights in use")
+    return _pictures(
+        [*tasks, "any task"], values, "Share of each input's weights in use, from none (black) to all (white)"
+    )
 
 
 def dwa_masks(request: RunRequest) -> Drawing:

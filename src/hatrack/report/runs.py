@@ -16,6 +16,7 @@ from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
+from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
 
@@ -102,6 +103,15 @@ class Runs:
         """Metric of all tasks; None where they have different ones, of which no mean means anything."""
         return common_metric(tuple(task.metric for task in self.any.tasks[: self.learned]))
 
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Different metrics of the tasks learned, in the order of the tasks."""
+        return tuple(dict.fromkeys(task.metric for task in self.any.tasks[: self.learned]))
+
+    def tasks_of(self, metric: Metric) -> tuple[int, ...]:
+        """Return the numbers, from 1, of the tasks learned that have a metric."""
+        return tuple(i for i, task in enumerate(self.any.tasks[: self.learned], 1) if task.metric == metric)
+
     @property
     def average(self) -> str:
         """Key of the average score in tables: that of the accuracy has a name of its own."""
@@ -113,18 +123,23 @@ class Runs:
         return "learning_accuracy" if self.metric == ACCURACY else "learning_score"
 
     def require_metric(self) -> Metric:
-        """Return the metric of all tasks.
+        """Return the metric of all tasks, for what averages over them.
 
         Raises:
             InputError: they have different ones.
         """
         if self.metric is None:
-            names = ", ".join(dict.fromkeys(task.metric.name for task in self.any.tasks))
             raise InputError(
-                f"tasks of these runs have different metrics ({names}), of which no mean means anything, so that "
-                "methods cannot be ranked; the table accuracy has the score of every task"
+                f"{self.different}; the score of every task is in the table accuracy "
+                "(`tables.accuracy`) and in the figures matrix and tasks"
             )
         return self.metric
+
+    @property
+    def different(self) -> str:
+        """Sentence about different metrics, without its end: there are several, of which there is no mean."""
+        names = ", ".join(metric.name for metric in self.metrics)
+        return f"tasks of these runs have different metrics ({names}), of which no mean means anything"
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -176,6 +191,15 @@ class Runs:
     def run(self, label: str, seed: int) -> RunResult | None:
         """Return the run of a label and seed; None if there is none."""
         return self.by_label.get(label, {}).get(seed)
+
+    def weak_ratios(self, *, last: bool = False) -> str:
+        """Say on which tasks ρ says little, since joint training is hardly better than guessing; empty where none is.
+
+        Args:
+            last: whether this is about ρ after the last task alone.
+        """
+        joint, random = (self.by_label.get(name, {}) for name in ("joint", "random"))
+        return weak_ratios(((joint[seed], random[seed]) for seed in joint if seed in random), last=last)
 
     def forgetting_ratio(self, label: str, seed: int, after: int) -> float | None:
         """Return ρ^{≤t}, the mean forgetting ratio of tasks 0..t after task t (Eq. 6).

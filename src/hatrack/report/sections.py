@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
-from hatrack.report.canvas import DASHES, LIGHT, dark_cell
+from hatrack.report.canvas import LIGHT, dark_cell, dash_of
 from hatrack.report.literature import HERE
 from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
-from hatrack.report.table import Kind, Row, Table, TableColumn, kinds_of, means
+from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
-from hatrack.report.verdict import Verdict
+from hatrack.report.verdict import Verdict, unforgotten
 from hatrack.report.writers import display, number
 
 __all__ = [
@@ -53,7 +54,7 @@ def method_list(runs: Runs) -> list[dict[str, Any]]:
             "name": label,
             "color": index % palette,
             "shown": label != "random" or len(runs.labels) == 1,
-            "dash": " ".join(map(str, DASHES[index // palette % len(DASHES)])) if index >= palette else "none",
+            "dash": " ".join(map(str, dash_of(index))) if index >= palette else "none",
         }
         for index, label in enumerate(runs.labels)
     ]
@@ -66,9 +67,16 @@ def explanations(runs: Runs) -> list[dict[str, str]]:
     return [{"name": kind.name, "text": kind.description, "source": kind.source} for kind in known]
 
 
-def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
-    """Give the result in a few figures."""
+def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
+    """Give the result in a few figures.
+
+    Args:
+        runs: the runs.
+        outcome: who is best; None where tasks have different metrics, so that nobody is.
+    """
     several = len(runs.competitors) > 1
+    if outcome is None:
+        return _as_cards([_unforgotten_card(unforgotten(runs), several)])
     metric = runs.require_metric()
     kind, difference = kinds_of(metric)
     shown = f"{number(outcome.score, kind)}{' %' if metric.is_share else ''}"
@@ -93,10 +101,7 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
         )
     kept = outcome.unforgotten
     if kept or not several:
-        names = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
-        figure = names if several else "yes" if kept else "no"
-        text = "identical to the bit, shown by fingerprints"
-        cards.append(("good" if kept else "bad", "no output on an old task ever changed", figure, text))
+        cards.append(_unforgotten_card(kept, several))
     name, lost = outcome.most_forgetful
     if lost > 0:
         what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
@@ -104,12 +109,35 @@ def cards(runs: Runs, outcome: Verdict) -> list[dict[str, str]]:
         text = f"of {metric.name} lost since a task was learned, on the average"
         text = text if metric.larger_is_better else f"more {metric.name} than when a task was learned, on the average"
         cards.append(("bad", what, figure, text))
+    return _as_cards(cards)
+
+
+def _unforgotten_card(kept: Sequence[str], several: bool) -> tuple[str, str, str, str]:
+    """Name the methods of which no output ever changed."""
+    names = ", ".join(kept) if len(kept) <= 6 else f"{', '.join(kept[:5])} and {len(kept) - 5} more"
+    figure = (names or "none") if several else "yes" if kept else "no"
+    text = "identical to the bit, shown by fingerprints"
+    return "good" if kept else "bad", "no output on an old task ever changed", figure, text
+
+
+def _as_cards(cards: Sequence[tuple[str, str, str, str]]) -> list[dict[str, str]]:
     return [dict(zip(("tone", "what", "figure", "text"), card, strict=True)) for card in cards]
 
 
-def sentences(runs: Runs, outcome: Verdict) -> list[str]:
-    """Say more about the result: the distance from joint training, and the lack of seeds."""
-    sentences = []
+def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
+    """Say more about the result: the distance from joint training, the lack of seeds, or why there is no winner.
+
+    Args:
+        runs: the runs.
+        outcome: who is best; None where tasks have different metrics.
+    """
+    sentences: list[str] = []
+    if outcome is None:
+        why = runs.different
+        return [
+            f"{why[:1].upper()}{why[1:]}: methods are not ranked, and averages, forgetting, ρ, transfer and "
+            "differences are left out. What each task reached and kept is below, in its own metric."
+        ]
     if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
         metric = runs.require_metric()
         kind, difference = kinds_of(metric)
@@ -142,7 +170,7 @@ def summary_rows(table: Table) -> dict[str, Any]:
     for row in table.rows:
         cells = [_cell(row, column) for column in shown]
         rows.append({"method": row["method"], "reference": row["method"] in REFERENCES, "cells": cells})
-    return {"columns": shown, "rows": rows}
+    return {"columns": shown, "rows": rows, "note": f"{capitalized(table.note)}." if table.note else ""}
 
 
 def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
@@ -256,56 +284,96 @@ def _text(value: Any) -> str:
 def matrices(table: Table, by_task: Table, runs: Runs) -> dict[str, Any]:
     """Return matrices of scores as heat maps, means over seeds, with what every task lost and was given.
 
+    Every metric has colours of its own.
+
     Args:
         table: :func:`hatrack.report.tables.accuracy` of the runs.
         by_task: :func:`hatrack.report.over_time.by_task` of them.
         runs: the runs.
     """
-    metric = runs.require_metric()
-    cells = means(table.rows, ("method", "after", "task"), "accuracy" if metric == ACCURACY else "score")
-    shown = [value for (method, _, _), value in cells.items() if method != "random"] or list(cells.values())
-    high = max(shown)
-    low = min([*shown, high - 0.1])  # a few points are no reason for all the colours
-    low = max(0.0, low) if metric.is_share else low
-    kind = kinds_of(metric)[0]
-
-    def say(value: float) -> str:
-        text = f"{100 * value:.1f}" if metric.is_share else number(value, kind)
-        return text.replace("-0.0", "0.0").replace("-", "−")
-
+    cells = means(table.rows, ("method", "after", "task"), "accuracy" if runs.metric == ACCURACY else "score")
     changes = {
-        key: {(row["method"], row["task"]): row[key] for row in by_task.rows}
+        key: {(row["method"], row["task"]): row.get(key) for row in by_task.rows}
         for key in ("backward_transfer", "forward_transfer")
     }
-    known = [value for of in changes.values() for (method, _), value in of.items() if method != "random" and value]
-    widest = max([high - low, *map(abs, known)])
+    scales = {metric: _Scale.of(metric, cells, changes, runs.tasks_of(metric)) for metric in runs.metrics}
+    of_task = {task: scale for metric, scale in scales.items() for task in runs.tasks_of(metric)}
     tasks = range(1, runs.learned + 1)
-    unit = " %" if metric.is_share else ""
+
+    def cell(label: str, after: int, task: int) -> dict[str, Any]:
+        value, scale = cells[label, after, task], of_task[task]
+        heat = _heat(value, scale.low, scale.high, say=scale.say, metric=scale.metric)
+        said = f"{heat['text']}{' %' if scale.metric.is_share else ''}"
+        return {**heat, "tip": f"{_task(runs, task)} after {_task(runs, after)}: {said}"}
+
     matrices = []
     for label in runs.labels:
-        rows = [
-            [
-                {
-                    **_heat(cells[label, after, task], low, high, say=say, metric=metric),
-                    "tip": f"{_task(runs, task)} after {_task(runs, after)}: {say(cells[label, after, task])}{unit}",
-                }
-                if task <= after
-                else None
-                for task in tasks
-            ]
-            for after in tasks
-        ]
-        lost = [changes["backward_transfer"][label, task] for task in tasks]
-        ahead = [changes["forward_transfer"][label, task] for task in tasks]
-        feet = [{"name": "lost", "cells": [_signed(value, widest, lambda gain: say(0.0 - gain)) for value in lost]}]
-        if label != "independent" and any(value is not None for value in ahead):
-            feet.append({"name": "ahead", "cells": [_signed(value, widest, say) for value in ahead]})
+        rows = [[cell(label, after, task) if task <= after else None for task in tasks] for after in tasks]
+        lost = {task: changes["backward_transfer"][label, task] for task in tasks}
+        ahead = {task: changes["forward_transfer"][label, task] for task in tasks}
+        feet = [{"name": "lost", "cells": [of_task[task].signed(value, -1.0) for task, value in lost.items()]}]
+        if label != "independent" and any(value is not None for value in ahead.values()):
+            feet.append({"name": "ahead", "cells": [of_task[task].signed(value) for task, value in ahead.items()]})
         matrices.append({"method": label, "rows": rows, "feet": feet if runs.learned > 1 else []})
     return {
         "matrices": matrices,
         "ahead": any(len(matrix["feet"]) > 1 for matrix in matrices),
-        "heat": {"low": say(low), "high": say(high)},
+        "heats": [
+            {"metric": metric, "low": scale.say(scale.low), "high": scale.say(scale.high)}
+            for metric, scale in scales.items()
+        ],
     }
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Colours of the scores of one metric.
+
+    Attributes:
+        metric: the metric.
+        low: score of the one end.
+        high: score of the other.
+        widest: largest size of a gain.
+    """
+
+    metric: Metric
+    low: float
+    high: float
+    widest: float
+
+    @classmethod
+    def of(
+        cls,
+        metric: Metric,
+        cells: Mapping[tuple[Any, ...], float],
+        changes: Mapping[str, Mapping[tuple[Any, ...], float | None]],
+        tasks: Sequence[int],
+    ) -> _Scale:
+        """Find the ends for scores and gains of the tasks that have a metric.
+
+        Args:
+            metric: the metric.
+            cells: scores by method, task learned last, and task.
+            changes: gains by what they are, then by method and task.
+            tasks: numbers of the tasks.
+        """
+        own = {key: value for key, value in cells.items() if key[-1] in tasks}
+        shown = [value for (method, _, _), value in own.items() if method != "random"] or list(own.values())
+        high = max(shown)
+        low = min([*shown, high - 0.1])  # a few points are no reason for all the colours
+        low = max(0.0, low) if metric.is_share else low
+        pairs = (pair for of in changes.values() for pair in of.items())
+        known = [value for (method, task), value in pairs if method != "random" and task in tasks and value]
+        return cls(metric, low, high, max([high - low, *map(abs, known)]))
+
+    def say(self, value: float) -> str:
+        """Return a score or a gain as it stands in a cell."""
+        text = f"{100 * value:.1f}" if self.metric.is_share else number(value, kinds_of(self.metric)[0])
+        return text.replace("-0.0", "0.0").replace("-", "−")
+
+    def signed(self, value: float | None, sign: float = 1.0) -> dict[str, Any] | None:
+        """Return a cell of a gain, whose text is the gain times a sign."""
+        return _signed(value, self.widest, lambda gain: self.say(0.0 + sign * gain))
 
 
 def layer_matrices(table: Table, runs: Runs) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class Study:
         experiment: the experiment if no other is asked for.
         methods: names of the methods that are trained.
         variants: settings of the runs, by key, one mapping per variant.
-        figure: name of the figure that is drawn from all the runs, for the first of the methods; None for a picture.
+        figure: name of the figure that is drawn from all the runs; None for a picture.
         picture: name of the picture that is drawn from the request of the first run, if there is no figure.
     """
 
@@ -94,7 +94,7 @@ def requests(
 def draw(study: Study, folder: Path, runs: Sequence[RunRequest]) -> Drawing:
     """Draw the figure of a study whose runs are finished."""
     if study.figure is not None:
-        return FIGURES[study.figure].draw(read_runs(folder), study.methods[0])
+        return FIGURES[study.figure].draw(read_runs(folder))
     from hatrack.report import pictures  # needs altair
 
     assert study.picture is not None

@@ -76,12 +76,14 @@ class Table:
         title: title for people.
         columns: the columns in their order.
         rows: the rows in their order.
+        note: what has to be known to read it, in a sentence without its end; empty where nothing has.
     """
 
     name: str
     title: str
     columns: tuple[TableColumn, ...]
     rows: tuple[Row, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,13 @@ class Drawing:
         chart: an altair chart.
         title: the text above it.
         table: the data behind it.
+        note: what has to be known to read it, in a sentence without its end; empty where nothing has.
     """
 
     chart: Any
     title: str
     table: Table
+    note: str = ""
 
 
 def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:

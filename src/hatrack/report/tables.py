@@ -9,6 +9,7 @@ from typing import Any
 from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import average_score, forgetting, forward_transfer, learning_accuracy
+from hatrack.experiments.request import as_text
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.recognition import UNNAMED, recognised_so_far
 from hatrack.report.runs import Runs, in_use
@@ -63,7 +64,8 @@ def summary(runs: Runs) -> Table:
         Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
-    return Table("summary", "All methods", tuple(known), tuple(rows))
+    note = runs.weak_ratios(last=True) if any(column.key == "forgetting_ratio" for column in known) else ""
+    return Table("summary", "All methods", tuple(known), tuple(rows), note)
 
 
 def accuracy(runs: Runs) -> Table:
@@ -118,7 +120,7 @@ def curves(runs: Runs) -> Table:
         *(column for column in UNNAMED if any(row[column.key] is not None for row in rows)),
         Kind.NUMBER.column("seeds"),
     )
-    return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows))
+    return Table("curves", "Figures of the tasks so far, after every task", columns, tuple(rows), runs.weak_ratios())
 
 
 def forgetting_ratios(runs: Runs) -> Table:
@@ -133,7 +135,8 @@ def forgetting_ratios(runs: Runs) -> Table:
     known = [row for row in rows if any(value is not None for key, value in row.items() if key != "method")]
     known.sort(key=lambda row: -(row[f"after_{runs.learned}"] or 0.0))
     titles = (Kind.RATIO.column(f"after_{t}", f"ρ≤{t}") for t in range(1, runs.learned + 1))
-    return Table("forgetting-ratios", "Forgetting ratio after every task", (METHOD, *titles), tuple(known))
+    columns = (METHOD, *titles)
+    return Table("forgetting-ratios", "Forgetting ratio after every task", columns, tuple(known), runs.weak_ratios())
 
 
 def data(runs: Runs) -> Table:
@@ -170,13 +173,18 @@ def sensitivity(runs: Runs) -> Table:
         run = next(iter(of.values()))
         if label != run.method:
             figures = {k: v for k, v in by_label[label].items() if k.startswith(("average", "forgetting"))}
-            rows.append({"method": run.method, key: run.config[key], **figures})
-    rows.sort(key=lambda row: (row["method"], row[key]))
+            rows.append({"method": run.method, key: _plain(run.config.get(key)), **figures})
+    rows.sort(key=lambda row: (row["method"], isinstance(row[key], str), row[key]))
     columns = (
         *(METHOD, Kind.NUMBER.column(key), kinds_of(runs.metric)[0].column(runs.average, _title_of(runs.metric))),
         kinds_of(runs.metric)[1].column("forgetting"),
     )
     return Table("sensitivity", f"Sensitivity to {key}", columns, tuple(rows))
+
+
+def _plain(value: Any) -> float | str:
+    """Return the value of a setting as a number, or as the text that sets it."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else as_text(value)
 
 
 def is_constant(run: RunResult, task: int) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 from hatrack.experiments.metrics import Matrix, average_score, forgetting
 from hatrack.experiments.statistics import Interval, paired_difference
 from hatrack.report.runs import Runs
-from hatrack.report.table import Kind, Table, kinds_of
+from hatrack.report.table import Kind, Table, capitalized, kinds_of
 from hatrack.report.tables import summary
 
-__all__ = ["Verdict", "differences", "timing", "verdict"]
+__all__ = ["Verdict", "differences", "timing", "unforgotten", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,15 @@ def verdict(runs: Runs) -> Verdict:
         second=None if second is None else second["method"],
         lead=None if second is None else _lead(runs, best["method"], second["method"]),
         points=None if second is None else metric.gain(best[runs.average], second[runs.average]),
-        unforgotten=tuple(row["method"] for row in ranked if row["unchanged"] == row["seeds"]),
+        unforgotten=unforgotten(runs),
         most_forgetful=(forgetful["method"], forgetful["forgetting"]),
     )
+
+
+def unforgotten(runs: Runs) -> tuple[str, ...]:
+    """Return the labels, references aside, of which no output ever changed, in any run."""
+    competing = (row for row in summary(runs).rows if row["method"] in runs.competitors)
+    return tuple(row["method"] for row in competing if row["unchanged"] == row["seeds"])
 
 
 def differences(runs: Runs) -> Table:
@@ -79,12 +85,13 @@ def differences(runs: Runs) -> Table:
                     f"{figure}_high": interval.high,
                     f"{figure}_significant": interval.excludes_zero,
                     "pairs": interval.n,
+                    "against": reference,
                 }
         if len(row) > 1:
             rows.append(row)
     metric = runs.require_metric()
     rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
-    columns = [Kind.TEXT.column("method")]
+    columns = [Kind.TEXT.column("method"), Kind.TEXT.column("against")]
     kind = kinds_of(metric)[1]
     name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
     for figure, title in ((runs.average, name), ("forgetting", "forgetting")):
@@ -95,7 +102,8 @@ def differences(runs: Runs) -> Table:
             Kind.TEXT.column(f"{figure}_significant", "excludes 0"),
         ]
     columns.append(Kind.NUMBER.column("pairs", "seeds"))
-    return Table("differences", f"Differences from {reference}, with 95 % intervals", tuple(columns), tuple(rows))
+    title = f"differences from {reference}, with 95 % intervals"
+    return Table("differences", capitalized(title), tuple(columns), tuple(rows), title)
 
 
 def timing(runs: Runs) -> Table:
@@ -109,7 +117,7 @@ def timing(runs: Runs) -> Table:
     rows.sort(key=lambda row: row["seconds"])
     columns = (
         Kind.TEXT.column("method"),
-        Kind.SECONDS.column("seconds"),
+        Kind.SECONDS.column("seconds", "time"),
         Kind.NUMBER.column("epochs"),
         Kind.RATIO.column("times_sgd", "times sgd"),
     )

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hatrack.objectives.metrics import readable
-from hatrack.report.table import Kind, Row, Table, TableColumn
+from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized
 
 __all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
@@ -61,15 +61,16 @@ def to_json(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Write a table for a readme."""
+    """Write a table for a readme, its note below."""
     lines = [[column.title for column in table.columns]]
     lines.append(["---" if column.kind is Kind.TEXT else "---:" for column in table.columns])
     lines += [[display(row, column) for column in table.columns] for row in table.rows]
-    return "".join("| " + " | ".join(_markdown(cell) for cell in line) + " |\n" for line in lines)
+    text = "".join("| " + " | ".join(_markdown(cell) for cell in line) + " |\n" for line in lines)
+    return f"{text}\n{_markdown(_sentence(table.note))}\n" if table.note else text
 
 
 def to_latex(table: Table) -> str:
-    """Write a ``tabular`` with the rules of booktabs."""
+    """Write a ``tabular`` with the rules of booktabs, its note below as a comment."""
     layout = "".join("l" if column.kind is Kind.TEXT else "r" for column in table.columns)
 
     def line(cells: list[str]) -> str:
@@ -84,6 +85,7 @@ def to_latex(table: Table) -> str:
             *(line([display(row, column) for column in table.columns]) for row in table.rows),
             r"\bottomrule",
             r"\end{tabular}",
+            *([f"% {_sentence(table.note)}"] if table.note else []),
             "",
         ]
     )
@@ -109,6 +111,10 @@ def _keys(table: Table) -> list[str]:
     keys = [column.key for column in table.columns]
     keys += [key for row in table.rows for key in row if key not in keys]
     return list(dict.fromkeys(keys))
+
+
+def _sentence(note: str) -> str:
+    return f"{capitalized(note)}."
 
 
 def _markdown(cell: str) -> str:

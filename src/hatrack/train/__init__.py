@@ -3,6 +3,7 @@
 from hatrack.train.loop import BatchDone, EpochDone, Training, fit
 from hatrack.train.scoring import Score, predict_split, predict_splits, require_finite, score
 from hatrack.train.settings import LearningRateDecay, OptimizerKind, Precision, TrainingSettings
+from hatrack.train.warming import warm_up
 
 __all__ = [
     "BatchDone",
@@ -18,4 +19,5 @@ __all__ = [
     "predict_splits",
     "require_finite",
     "score",
+    "warm_up",
 ]

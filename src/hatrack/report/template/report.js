@@ -41,8 +41,8 @@
       [...svg.querySelectorAll("[data-method]")].some((part) => part.dataset.method === label.control.value));
     lines.forEach((label, place) => {
       const y = height + 18 * place + 12, line = getComputedStyle(label.querySelector("line"));
-      add("line", { x1: 12, x2: 42, y1: y - 4, y2: y - 4, stroke: line.stroke, "stroke-width": 3, "stroke-dasharray": line.strokeDasharray });
-      add("text", { x: 50, y, "font-size": "12px", fill: "var(--ink)" }, label.control.value);
+      add("line", { x1: 12, x2: 58, y1: y - 4, y2: y - 4, stroke: line.stroke, "stroke-width": 3, "stroke-dasharray": line.strokeDasharray });
+      add("text", { x: 66, y, "font-size": "12px", fill: "var(--ink)" }, label.control.value);
     });
     const size = { width, height: height + 18 * lines.length + 6 };
     Object.entries({ ...size, viewBox: `0 0 ${size.width} ${size.height}`, "font-family": style.fontFamily }).forEach(([key, value]) => svg.setAttribute(key, value));
