@@ -226,8 +226,12 @@ def test_different_metrics_are_not_averaged(tmp_path: Path, capsys: pytest.Captu
         [score[1][0], None, None],
         [score[2][0], None, score[2][2]],
     ]
-    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 2
-    assert "different metrics (accuracy, R²), of which no mean means anything" in capsys.readouterr().err
+    said = "different metrics (accuracy, R²), of which no mean means anything"
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    assert said in (tmp_path / "page.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["figure", "accuracy", str(tmp_path / "run"), "--out", str(tmp_path / "accuracy.svg")]) == 2
+    assert said in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run"), "--format", "csv", "--table", "accuracy"]) == 0
     assert ",price,R²," in capsys.readouterr().out
     assert main(["report", str(tmp_path / "run"), "--format", "csv"]) == 0

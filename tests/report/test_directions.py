@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -183,3 +184,20 @@ def test_a_comparison_has_the_score_of_every_metric_and_no_dash() -> None:
 def test_runs_of_different_metrics_are_not_compared() -> None:
     with pytest.raises(InputError, match="of different metrics"):
         Runs.of([by_hand("sgd", [[0.9]], 0, ACCURACY), by_hand("hat", [[0.9]], 0, R_SQUARED)])
+
+
+@pytest.mark.parametrize("key", ["tested_on", "limit", "validation"])
+def test_runs_whose_settings_chose_different_samples_are_not_compared(key: str) -> None:
+    """Unless every method has made the same ones, which labels tell apart."""
+    usual, value = {"tested_on": ("test", "validation"), "limit": (None, 50), "validation": (0.0, 0.5)}[key]
+
+    def run(method: str, chosen: Any) -> RunResult:
+        result = by_hand(method, [[0.9]], 0, ACCURACY)
+        return replace(result, config={**result.config, key: chosen})
+
+    plain, other = run("sgd", usual), run("hat", value)
+    with pytest.raises(InputError, match=rf"different samples \(sgd, hat: .*{key}={value}"):
+        Runs.of([plain, other])
+    assert set(Runs.of([other, run("sgd", value)]).labels) == {"hat", "sgd"}
+    both = [run(method, chosen) for method in ("hat", "sgd") for chosen in (usual, value)]
+    assert len(Runs.of(both).labels) == 4

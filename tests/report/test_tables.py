@@ -225,7 +225,7 @@ def test_every_figure_can_be_drawn(name: str, folder: Path, capsys: pytest.Captu
     [
         ([0.5, 50.0, 2.0], [0.5, 2.0, 50.0]),
         ([1.0, 0.0], [0.0, 1.0]),
-        ([None, 0.1, True, "auto"], [0.1, "None", "True", "auto"]),
+        ([None, 0.1, True, "auto"], [0.1, "True", "auto", "none"]),
     ],
 )
 def test_settings_that_are_no_numbers_or_zero_can_be_drawn(values: list[object], shown: list[object]) -> None:

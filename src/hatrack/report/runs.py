@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from hatrack.experiments import Comparison, RunResult, read_result
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.metrics import average_score
 from hatrack.experiments.plan import PLAN
+from hatrack.experiments.request import as_text
+from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
 from hatrack.report.weak_ratios import weak_ratios
@@ -70,6 +73,7 @@ class Runs:
         _require_one_form([result for result in learned if not result.sources])
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
         _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
+        _require_same_samples(learned)
         most = max(len(result.scores) for result in learned)
         left_out = [
             f"{result.method}, seed {result.seed}: {len(result.scores)} of {most} tasks learned"
@@ -274,6 +278,28 @@ def _require_one(values: Iterable[str], what: str) -> None:
         raise InputError(
             f"a report is about runs that can be compared; these are of different {what}: {', '.join(different)}"
         )
+
+
+def _require_same_samples(results: Sequence[RunResult]) -> None:
+    """Refuse to rank methods whose settings chose different samples to learn or to test on.
+
+    Runs over several numbers of samples are one report where every method has made them; labels tell them apart then.
+    """
+    chosen: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    usual = {key: getattr(StreamSettings(), key) for key in SAMPLES if key != "num_tasks"}
+    usual = {key: value.value if isinstance(value, enum.Enum) else value for key, value in usual.items()}
+    for result in results:  # records of before may lack some
+        texts = (f"{key}={as_text(result.config.get(key, value))}" for key, value in usual.items())
+        chosen[result.method].add(tuple(texts))
+    for method, own in chosen.items():
+        others = next((name for name in chosen if chosen[name] != own), None)
+        if others is not None:
+            each = [*own, *chosen[others]]
+            differing = sorted({line for lines in each for line in lines if any(line not in one for one in each)})
+            raise InputError(
+                "a report is about runs that can be compared; settings of these chose different samples "
+                f"({method}, {others}: {', '.join(differing)}); make the runs with the same, or report on each alone"
+            )
 
 
 def _require_one_form(results: Iterable[RunResult]) -> None:
