@@ -371,6 +371,30 @@ def test_memory_of_another_form_is_dropped_and_the_optimizer_begins_anew_there(k
     assert torch.equal(logits(net, x, "a"), kept)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_memory_of_a_parameter_of_one_entry_is_widened_and_a_count_of_steps_is_not(kind: str) -> None:
+    backbone = nn.Sequential(nn.Linear(6, 1), nn.Tanh(), nn.Linear(1, 8), nn.Tanh())
+    net = hatrack.HATNetwork(backbone, torch.zeros(2, 6))
+    x, y = easy_task((6,), 0)
+    open_task(net, "a")
+    optimizer = net.protect(OPTIMIZERS[kind](list(net.parameters())))
+    train(net, "a", x, y, optimizer, steps=2)
+    net.consolidate("a")
+    steps = [memory["step"].clone() for memory in optimizer.state.values() if "step" in memory]
+    net.grow({net.units.groups[0].name: 2})
+    assert backbone[0].bias.shape == (3,)
+    for memory in (optimizer.state[backbone[0].bias], optimizer.state[backbone[2].weight]):
+        assert memory, "nothing was dropped"
+    assert all(value.shape == (3,) for key, value in optimizer.state[backbone[0].bias].items() if key != "step")
+    assert [memory["step"] for memory in optimizer.state.values() if "step" in memory] == steps
+    kept = logits(net, x, "a")
+    open_task(net, "b", 1)
+    optimizer.add_param_group({"params": net.task_parameters("b", new_only=True)})
+    train(net, "b", x, y, optimizer, steps=2)
+    net.consolidate("b")
+    assert torch.equal(logits(net, x, "a"), kept)
+
+
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("scorer", list(hatrack.Scorer))
 def test_tasks_are_recognised_as_before(scorer: hatrack.Scorer, hard: bool, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ RULES: tuple[Rule, ...] = (
 )
 """Every rule; of a setting the first one counts that holds."""
 
-SGD_RATES = 0.01
+MOST_FOR_ADAM = 0.01
 """Learning rate above which Adam seldom learns."""
 
 
@@ -115,7 +115,8 @@ def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "
     Args:
         method: name of the method.
         config: all settings.
-        keys: names of the settings that somebody made.
+        keys: names of the settings that somebody made, which may have no effect; the learning rate is looked at
+            whoever made it.
         owner: what stands before a setting that is proposed, ``hat.`` where it is to be that method's alone.
     """
     by_reason: dict[str, list[str]] = {}
@@ -125,7 +126,7 @@ def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "
         f"{_listed(found)} {'has' if len(found) == 1 else 'have'} no effect {when}" for when, found in by_reason.items()
     ]
     training, trains = config.training, look_up("method", method, METHODS).trains
-    if trains and training.optimizer is not OptimizerKind.SGD and training.lr > SGD_RATES:
+    if trains and training.optimizer is not OptimizerKind.SGD and training.lr > MOST_FOR_ADAM:
         said.append(f"lr={training.lr:g} is a rate for SGD; Adam usually takes 0.001: `{owner}lr=0.001`")
     return tuple(said)
 

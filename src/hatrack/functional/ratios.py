@@ -17,7 +17,8 @@ def forgetting_ratio(accuracy: float, random: float, joint: float) -> float:
 
     Returns:
         0 when the method is as good as joint training, −1 when it is as bad as chance, above 0 when it is better than
-        joint training. Not a number when joint training is no better than chance, since the ratio then says nothing.
+        joint training. Not a number when joint training is as good as chance. Where it is worse than chance, the ratio
+        says nothing, though it is a number.
     """
     if joint == random:
         return float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -156,9 +157,10 @@ def _constant(name: str, shape: torch.Size, old: Tensor) -> Tensor:
 def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> None:
     """Widen an optimizer's state of parameters, with zeros for new entries.
 
-    What it remembers in another form than the parameter's, such as the sums over rows of Adafactor and all past steps
-    of LBFGS, fits the network no longer. All that it remembers of such a parameter is dropped, as of one that it has
-    never seen: between tasks there is no step that would need it, and the task that it belongs to may well be over.
+    What it remembers in another form than a widened parameter's, such as the sums over rows of Adafactor, fits the
+    network no longer, nor do the past steps of all parameters that LBFGS keeps with one of them. All that it remembers
+    of such a parameter is dropped, as of one that it has never seen: between tasks there is no step that would need it,
+    and the task that it belongs to may well be over.
 
     Args:
         optimizer: the optimizer.
@@ -168,35 +170,33 @@ def widen_optimizer(optimizer: Optimizer, places: Places, undo_log: UndoLog) -> 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(parameter in places for parameter in parameters):
         return
-    for parameter in parameters:
+    shapes = {parameter: _shape_before(parameter, places.get(parameter, ())) for parameter in parameters}
+    entries = sum(map(math.prod, shapes.values()))
+    for parameter, shape in shapes.items():
         memory = optimizer.state.get(parameter, {})
+        has_shape = {key: isinstance(value, Tensor) and value.shape == shape for key, value in memory.items()}
+        others = [value for key, value in memory.items() if not has_shape[key]]
         where = places.get(parameter)
-        if where is None:
-            fits = not any(_is_about_more(value, parameter) for value in memory.values())
-        else:
-            indices = zip(where, parameter.shape, strict=False)
-            old_shape = [len(index) if index is not None else n for index, n in indices]
-            old_shape += parameter.shape[len(where) :]
-            fits = all(_is_one_number(value) or _has_shape(value, old_shape) for value in memory.values())
-        if not fits:
+        if any(_is_about_all(value, entries) if where is None else not _is_one_number(value) for value in others):
             undo_log.set_item(optimizer.state, parameter, {})
         elif where is not None:
-            for key, value in memory.items():
-                if not _is_one_number(value):
-                    undo_log.set_item(memory, key, widened(value, parameter.shape, where))
+            for key in (key for key, has in has_shape.items() if has):
+                undo_log.set_item(memory, key, widened(memory[key], parameter.shape, where))
 
 
-def _is_about_more(value: object, parameter: Tensor) -> bool:
-    """Return whether a value is about more than the parameter that an optimizer keeps it with."""
-    if isinstance(value, Tensor):
-        return value.numel() > max(parameter.numel(), 1)
-    return isinstance(value, (list, tuple, dict))
+def _shape_before(parameter: Tensor, where: Sequence[Tensor | None]) -> torch.Size:
+    """Return the shape that a parameter had before it was widened."""
+    first = [n if index is None else len(index) for index, n in zip(where, parameter.shape, strict=False)]
+    return torch.Size([*first, *parameter.shape[len(where) :]])
+
+
+def _is_about_all(value: object, entries: int) -> bool:
+    """Return whether a value of an optimizer has an entry for each of all its parameters' together, or a part has."""
+    if isinstance(value, (list, tuple)):
+        return any(_is_about_all(part, entries) for part in value)
+    return isinstance(value, Tensor) and value.dim() == 1 and value.numel() == entries
 
 
 def _is_one_number(value: object) -> bool:
     """Return whether a value, such as a count of steps, does not depend on the parameter's shape."""
     return value.numel() == 1 if isinstance(value, Tensor) else not isinstance(value, (list, tuple, dict))
-
-
-def _has_shape(value: object, shape: Sequence[int]) -> bool:
-    return isinstance(value, Tensor) and list(value.shape) == list(shape)

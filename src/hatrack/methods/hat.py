@@ -255,8 +255,7 @@ class HAT(MaskedMethod):
     def begins_learned(self, index: int, epochs: int) -> bool:
         """Return True for a part under the final mask of a single epoch, beside which there is none to choose.
 
-        With SGD at its full rate that epoch may well be a bad one. Of two and more the best was never worse than what
-        they began with by more than chance (split CIFAR-10, validation samples).
+        With SGD at its full rate that epoch may well be a bad one; of two and more the best is taken.
         """
         return epochs == 1 and self.continues(index)
 

@@ -25,16 +25,13 @@ class Figure:
         name: its name on the command line.
         description: its content, in one line.
         source: the figure of the paper that it follows.
+        of_one_method: whether it is about one method, which can be chosen, and not about all of them.
     """
 
     name: str
     description: str
     source: str
-
-    @property
-    def of_one_method(self) -> bool:
-        """Whether it is about one method, which can be chosen, and not about all of them."""
-        return self.description.endswith(_OF_ONE)
+    of_one_method: bool = False
 
     def draw(self, runs: Runs, method: str | None = None) -> Drawing:
         """Draw the figure.
@@ -58,10 +55,6 @@ class Figure:
         return DRAWINGS_OF_ONE[self.name](runs, method or ("hat" if "hat" in runs.labels else runs.labels[0]))
 
 
-_OF_ONE = "; one method"
-"""End of the descriptions of figures about one method."""
-
-
 _HAT = "Serrà et al., ICML 2018"
 _GEM = "Lopez-Paz and Ranzato, 2017"
 _ROWS = (
@@ -70,14 +63,14 @@ _ROWS = (
     ("forgetting-ratio", "ρ of the tasks so far; needs joint and random", f"{_HAT}, Fig. 3"),
     ("sensitivity", "accuracy by a setting, of runs that differ in it", f"{_HAT}, Fig. 4"),
     ("usage", "share of the network in use during training", f"{_HAT}, Fig. 5"),
-    ("reuse", "weights of a task that another uses too; one method", f"{_HAT}, Fig. 6"),
-    ("compression", "accuracy against size during a first task; one method", f"{_HAT}, Fig. 7"),
-    ("layers", "share of every layer in use after every task; one method", f"{_HAT}, Fig. 8"),
-    ("tasks", "accuracy on every task while others follow; one method", f"{_HAT}, Fig. 9"),
-    ("matrix", "accuracy on every task after every task; one method", ""),
+    ("reuse", "weights of a task that another uses too; one method", f"{_HAT}, Fig. 6", True),
+    ("compression", "accuracy against size during a first task; one method", f"{_HAT}, Fig. 7", True),
+    ("layers", "share of every layer in use after every task; one method", f"{_HAT}, Fig. 8", True),
+    ("tasks", "accuracy on every task while others follow; one method", f"{_HAT}, Fig. 9", True),
+    ("matrix", "accuracy on every task after every task; one method", "", True),
     ("class-incremental", "accuracy of the tasks so far if nobody names the task", "Van de Ven and Tolias, 2019"),
-    ("task-confusion", "tasks that test samples are taken for if nobody names the task; one method", ""),
-    ("class-confusion", "classes that they are taken for, of all tasks; one method", ""),
+    ("task-confusion", "tasks that test samples are taken for if nobody names the task; one method", "", True),
+    ("class-confusion", "classes that they are taken for, of all tasks; one method", "", True),
     ("transfer", "accuracy right after learning, backward and forward transfer, by method", _GEM),
     ("published", "the literature's figures beside these runs'", f"{_HAT}, Tables 3, 4, 6, 7 and 8"),
     ("time", "time for training and testing", f"{_HAT}, Table 5"),

@@ -283,7 +283,8 @@ def _require_one(values: Iterable[str], what: str) -> None:
 def _require_same_samples(results: Sequence[RunResult]) -> None:
     """Refuse to rank methods whose settings chose different samples to learn or to test on.
 
-    Runs over several numbers of samples are one report where every method has made them; labels tell them apart then.
+    Runs over several numbers of training samples are one report where every method has made them; labels tell them
+    apart then.
     """
     chosen: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     usual = {key: getattr(StreamSettings(), key) for key in SAMPLES if key != "num_tasks"}
@@ -291,6 +292,9 @@ def _require_same_samples(results: Sequence[RunResult]) -> None:
     for result in results:  # records of before may lack some
         texts = (f"{key}={as_text(result.config.get(key, value))}" for key, value in usual.items())
         chosen[result.method].add(tuple(texts))
+    for key in usual.keys() - {"limit", "validation"}:
+        values = {text for own in chosen.values() for texts in own for text in texts if text.startswith(f"{key}=")}
+        _require_one(values, "samples")
     for method, own in chosen.items():
         others = next((name for name in chosen if chosen[name] != own), None)
         if others is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from hatrack.experiments import RunResult
-from hatrack.objectives import Metric
+from hatrack.objectives import ACCURACY, Metric
 
 __all__ = ["hardly_better", "weak_ratios"]
 
@@ -25,10 +25,10 @@ def hardly_better(joint: float, random: float, samples: int, metric: Metric) -> 
         random: score of guessing.
         samples: number of test samples, at least 1.
         metric: what the scores are. A lead is hardly one below 0.05 (of the error of guessing, where less is better),
-            and a lead of shares below two standard errors of a difference of two shares of the samples.
+            and a lead of accuracies below two standard errors of a difference of two shares of the samples.
     """
     lead = metric.gain(joint, random)
-    if not metric.is_share:
+    if metric != ACCURACY:
         return lead < LEAST_LEAD * (1.0 if metric.larger_is_better else abs(random))
     error = math.sqrt(sum(share * (1.0 - share) for share in (joint, random)) / samples)
     return lead < max(LEAST_LEAD, _ERRORS * error)
@@ -52,6 +52,6 @@ def weak_ratios(pairs: Iterable[tuple[RunResult, RunResult]], *, last: bool = Fa
         return ""
     named = f"task{'s' * (len(tasks) > 1)} {', '.join(map(str, sorted(tasks)))}"
     return (
-        f"on {named} joint training is hardly better than guessing, by less than 0.05 or than two standard errors on "
-        "the test samples; ρ divides by that, says little there, and may have any size"
+        f"on {named} joint training is hardly better than guessing; ρ divides by what it is better by, says little "
+        "there, and may have any size"
     )

@@ -178,6 +178,7 @@ class Training:
         load_optimizer(optimizer, taken_up)
         epochs = self._phases[self._place.phase]
         before = sum(self._phases[: self._place.phase])
+        # No epoch is told of it: its loss, with statistics seeded by the epoch before, is there to be compared alone.
         if not self._place.epochs and method.begins_learned(self._place.phase, epochs):
             loss, _ = self._end_epoch(parameters, before)
             best.take()
