@@ -128,7 +128,6 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing_behind(tmp_path: Path) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from typing import Any
 
 sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import hatrack.storage.atomic

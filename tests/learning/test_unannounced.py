@@ -501,6 +501,28 @@ def test_a_batch_whose_step_was_cut_off_is_learned_from_once_more(monkeypatch: p
     assert torch.equal(logits_of(cut, ["found-1"])["found-1"], logits_of(whole, ["found-1"])["found-1"])
 
 
+@pytest.mark.parametrize("method", ["den", "independent", "derpp"])
+def test_a_task_whose_first_step_was_cut_off_is_opened_anew(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has one head, and the method is as one that was never interrupted."""
+    whole, cut = announced(method), announced(method)
+    fault = Fault(monkeypatch, torch.optim.SGD, "step", behind=False)
+    for learner in (whole, cut):
+        told(learner, 0)
+        if learner is cut:
+            learner.announce()
+            fault.armed = True
+            with pytest.raises(KeyboardInterrupt):
+                learner.observe(*BATCHES[1])
+            learner.observe(*BATCHES[1])
+            learner.observe(*BATCHES[1])
+        else:
+            told(learner, 1)
+        told(learner, 2)
+        learner.finish()
+    now, expected = (logits_of(learner, ["found-1", "found-2", "found-3"]) for learner in (cut, whole))
+    assert all(torch.equal(now[task], expected[task]) for task in expected)
+
+
 def test_an_interrupt_that_leaves_gradients_off_does_not_keep_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may come between the entrance of torch.no_grad and its body."""
     learner = announced()

@@ -83,7 +83,27 @@ class _Window(NamedTuple):
 
 @dataclass
 class _Open:
-    """Task in training.
+    """Task that has begun, and has not been consolidated whole.
+
+    Its state follows from this record (``_open`` of the learner, None where no task has one) and from ``_unwanted``,
+    the name of the task that is to be removed. These are all states, and who leaves each; an error may come anywhere:
+
+    ========  ==================================  ===================================================================
+    state     what is kept                        who leaves it
+    ========  ==================================  ===================================================================
+    begun     ``_unwanted``; no record, or one    ``observe`` to open, once the batch is done with; ``_go_back`` to
+              that the batch has made             unwanted, after an error
+    open      record                              ``_consolidate`` to ending, at a switch to a new task or ``finish``
+    ending    record, ``ending``                  ``_consolidate`` to ended, or to unwanted if the task diverged;
+                                                  after any other error ``_make_up`` calls it again, in the next call
+    ended     record, ``ending`` and ``ended``    ``_consolidate``, which drops the record once it knows the usual
+                                                  loss; ``_make_up`` calls it again
+    unwanted  ``_unwanted``; a record if the      ``_remove_unwanted``, at once by ``_go_back`` or ``_end``; by
+              task diverged                       ``_make_up`` if an error cut that off, too
+    ========  ==================================  ===================================================================
+
+    Without a record a task is consolidated. ``_go_back`` takes up the record of before the batch, whose flags are as
+    the batch left them: a task that was ended stays so, and ``_make_up`` drops its record in the next call.
 
     Attributes:
         task: the task; its samples are those of its first batch.
@@ -124,7 +144,8 @@ class UnannouncedLearner:
 
     Whatever is raised, an interrupt included, earlier tasks stay as they are, and the call can be repeated: the batch
     counts as not seen, a task that it had opened is removed, and the next call ends a task whose end was cut off. Steps
-    that were made in a task that was open before stay made.
+    that were made in a task that was open before stay made. With methods that let later tasks change earlier ones, so
+    do those of the task that is removed, in what it shares with others.
 
     Tasks are called ``found-1``, ``found-2``, ... in the order in which they are opened. There are no epochs and no
     validation: the annealing of the gates runs through once in ``cycle`` steps, again and again.
@@ -185,7 +206,7 @@ class UnannouncedLearner:
         self._feature_map = feature_map
         self._sample_shape: tuple[int, ...] = ()
         self._sums: dict[str, ClassSums] = {}
-        self._open: _Open | None = None
+        self._open: _Open | None = None  # see there for the states of a task
         self._unwanted: str | None = None  # name of a task to be removed, which has begun or may have
         self._steps = 0
         self._usual: dict[str, Usual] = {}  # of the loss, by task
@@ -377,9 +398,11 @@ class UnannouncedLearner:
         return min(self.tasks, key=lambda task: self.loss_of(task, [(x, y)]))
 
     def _in_training(self, task: str | None) -> bool:
+        """Return whether steps may be made in a task, which answers as it does in training: its end has not begun."""
         return self._is_open(task) and not (self._open is not None and self._open.ending)
 
     def _is_open(self, task: str | None) -> bool:
+        """Return whether a task has a record, its end begun or not: its detectors are those of now, not of its end."""
         return self._open is not None and self._open.task.name == task
 
     def _logits(self, x: Inputs, y: Tensor, task: str) -> Tensor:

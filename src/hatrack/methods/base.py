@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hatrack.errors import InputError
 from hatrack.objectives import Classification, MultiLabel, Objective, Regression, joined_loss
 from hatrack.protection.capacity import Capacity
+from hatrack.state.turns import changing_all
 from hatrack.state.undo import Snapshot
 from hatrack.storage.checkpoint import part_of
 from hatrack.streams import Task, seeded_generator
@@ -333,26 +334,36 @@ class Method(abc.ABC):
         """Undo :meth:`begin_task`, and all else that makes no step, after any error while this lasts.
 
         Nothing is copied: attributes of the method, and structure and tensors of its modules, are recorded by
-        reference. Containers of other kinds that a method fills stay filled; :meth:`begin_task` overwrites them.
+        reference. Containers of other kinds that a method fills stay filled until :meth:`give_up`, which empties them.
+        Threads that ask a network wait while it is restored.
         """
         before = dict(vars(self))
-        snapshots = [Snapshot(part, self.optimizers()) for part in before.values() if isinstance(part, nn.Module)]
+        parts = [part for part in before.values() if isinstance(part, nn.Module)]
+        snapshots = [Snapshot(part, self.optimizers()) for part in parts]
         try:
             yield
         except BaseException:
-            vars(self).update(before)
-            for snapshot in snapshots:
-                snapshot.restore()
+            with changing_all(parts):
+                for name in vars(self).keys() - before.keys():
+                    delattr(self, name)
+                vars(self).update(before)
+                for snapshot in snapshots:
+                    snapshot.restore()
             raise
 
     def optimizers(self) -> Iterable[torch.optim.Optimizer]:
         """Return optimizers of earlier tasks that beginning a task may change, as widening does."""
         return ()
 
-    def give_up(self, task: str) -> None:  # noqa: B027 - most methods overwrite what there is
-        """Remove a task that was begun, and all that it owns, so that one of its name can begin.
+    def give_up(self, task: str) -> None:  # noqa: B027 - a method may keep nothing of a task
+        """Remove the task in training, and all that it owns, so that one of its name, or another, can begin.
 
-        Nothing happens if there is none. Shared weights stay as the task left them, but for methods that can free them.
+        Nothing happens if there is none. What tasks share stays as the task left it, where no copy of it is kept: so
+        do the weights of methods with a head per task, whose old tasks may answer otherwise from then on. Methods that
+        promise that old tasks answer as they did keep that promise.
+
+        By default nothing is removed. That is right only where :meth:`begin_task` overwrites all that was kept of a
+        task of the same name: a method that keeps tasks in order, or by number, removes the task here.
         """
 
     @abc.abstractmethod

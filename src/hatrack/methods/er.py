@@ -36,3 +36,4 @@ class ER(RehearsalMethod):
         number = torch.full_like(y, len(self.network.task_names) - 1)
         columns = {"x": x[order], "y": y[order], "task": number}
         self.memory.add({key: value.to(self.setup.device) for key, value in columns.items()}, self.offering)
+        super().end_task(task)

@@ -68,6 +68,12 @@ class Reservoir:
         rows = torch.randperm(len(self), generator=generator)[:count]
         return {name: column[rows.to(column.device)] for name, column in self.columns.items()}
 
+    def copy(self) -> Reservoir:
+        """Return a copy of everything, which further rows do not change."""
+        copied = Reservoir(self.budget)
+        copied.load({name: column.clone() for name, column in self.columns.items()} | {"seen": torch.tensor(self.seen)})
+        return copied
+
     def reduced(self, budget: int, generator: torch.Generator) -> Reservoir:
         """Return a reservoir of a smaller budget with some of the rows, drawn uniformly; this one if it has no more.
 
@@ -135,13 +141,25 @@ class RehearsalMethod(MultiHeadMethod):
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__(setup, settings)
         self.memory = Reservoir(settings.memory)
+        self._before: tuple[str, Reservoir] | None = None  # the task in training, and the memory before it
         self.offering = self.drawing = torch.Generator()
 
     def begin_task(self, task: Task) -> None:
         """Open the task's head, and start the streams of random numbers that belong to the task."""
         super().begin_task(task)
+        self._before = task.name, self.memory.copy()
         self.offering = self.setup.generator("memory", task.name)
         self.drawing = self.setup.generator("replay", task.name)
+
+    def give_up(self, task: str) -> None:
+        """Remove the task's head, and take up the memory from before the task, which has no samples for it."""
+        super().give_up(task)
+        if self._before is not None and self._before[0] == task:
+            self.memory, self._before = self._before[1], None
+
+    def end_task(self, task: Task) -> None:
+        """Drop the copy of the memory from before the task."""
+        self._before = None
 
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of new and remembered samples; the new ones' cross-entropy where the memory does not matter.

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -191,16 +192,34 @@ class PathNet(StoredMethod):
 
     def begin_task(self, task: Task) -> None:
         """Let all modules that belong to no task start anew; draw the first two paths."""
-        for number in range(self.settings.modules) if self.paths else ():
-            for layer, fresh in enumerate(self._copy(number)[1]):
-                if (layer, number) not in self.frozen:
-                    self.module(layer, number).load_state_dict(fresh.state_dict())
+        if self.paths:
+            self._start_free_modules_anew()
         super().begin_task(task)
         self._generator = self.setup.generator("paths", task.name)
         shape = (len(self.layers), self.settings.modules, self.settings.active)
         self._individuals = [random_genes(*shape, self._generator) for _ in range(INDIVIDUALS)]
         self._genes, self._champion = self._individuals[0], {}
         self._schedules, self._winner = [None] * INDIVIDUALS, 0
+
+    def give_up(self, task: str) -> None:
+        """Remove the task's head and path; modules of it alone are free again, and start anew with the next task."""
+        if task not in self._heads:
+            return
+        self.paths.pop(task, None)
+        self.frozen = {(layer, n) for genes in self.paths.values() for layer, row in enumerate(genes) for n in row}
+        for layer, number in product(range(len(self.layers)), range(self.settings.modules)):
+            if (layer, number) not in self.frozen:
+                self.module(layer, number).requires_grad_(True)
+        if not self.paths:  # a first task begins with the modules that there are
+            self._start_free_modules_anew()
+        self._genes, self._champion = (), {}
+        del self._heads[task]
+
+    def _start_free_modules_anew(self) -> None:
+        for number in range(self.settings.modules):
+            for layer, fresh in enumerate(self._copy(number)[1]):
+                if (layer, number) not in self.frozen:
+                    self.module(layer, number).load_state_dict(fresh.state_dict())
 
     def open(self, name: str, num_classes: int, *path: Sequence[Sequence[int]]) -> None:
         """Make a task's head, and freeze its path if that is known."""

@@ -43,6 +43,11 @@ class Random(Method):
         """Count the classes."""
         self._open(task.objective, task.name, task.objective.guesses(task.train.labels))
 
+    def give_up(self, task: str) -> None:
+        """Remove the task's frequencies."""
+        self._frequencies.pop(task, None)
+        self._objectives.pop(task, None)
+
     def loss(self, batch: Batch) -> Loss:
         """Refuse: there is nothing to train."""
         raise TypeError("random guessing has nothing to train")

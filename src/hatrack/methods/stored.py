@@ -134,6 +134,11 @@ class NetworkPerTask(StoredMethod, Generic[Network]):
         self.networks[name] = self.new_network(name, num_classes).to(self.setup.device)
         self._classes[name] = num_classes
 
+    def give_up(self, task: str) -> None:
+        """Remove the task's network."""
+        self.networks.pop(task, None)
+        self._classes.pop(task, None)
+
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of the task's network."""
         return Loss.of(self.predict(batch.x, batch.tasks[0]), batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from hatrack.support.compilers import keep_compilers_out
 
-__all__ = ["ATTACHED", "Turns", "asking_owners"]
+__all__ = ["ATTACHED", "Turns", "asking_owners", "changing_all"]
 
 ATTACHED = "_hatrack_attached"
 """Attribute of a backbone inside a network of tasks; its value's ``turns`` are the network's, None if unknown."""
@@ -114,6 +114,17 @@ def asking_owners(module: nn.Module) -> Iterator[None]:
             turns: Turns | None = getattr(vars(part).get(ATTACHED), "turns", None)
             if turns is not None:
                 stack.enter_context(turns.asking())
+        yield
+
+
+@contextmanager
+def changing_all(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Change those of some modules that are networks of tasks in a block; others have no turns."""
+    with ExitStack() as stack:
+        for module in modules:
+            turns = getattr(module, "turns", None)
+            if isinstance(turns, Turns):
+                stack.enter_context(turns.changing())
         yield
 
 

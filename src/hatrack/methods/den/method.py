@@ -172,6 +172,23 @@ class DEN(StoredMethod):
         self._free, self._expands = None, False
         self._keep()
 
+    def give_up(self, task: str) -> None:
+        """Remove the task's head and its units, and give the layers the weights that they had before the task.
+
+        So earlier tasks answer as they did then. A first task leaves a network with its initial weights; of one that
+        was ended no copy is kept, and its units stay.
+        """
+        if task not in self.network.widths:
+            return
+        if len(self.network.widths) == 1:
+            self.network = ExpandableNetwork(self.setup.build_backbone()).to(self.setup.device)
+        else:
+            if self._before:
+                self.network.set_layers(self._before)
+            self.network.remove_newest()
+        self.changes.pop(task, None)
+        self._forget_training()
+
     def open(self, name: str, num_classes: int, *learned: Any) -> None:
         """Make a task's head; of one that was learned, widen the network to the width of its time."""
         for widths, selected, added, split in learned:
@@ -192,6 +209,9 @@ class DEN(StoredMethod):
     def end_task(self, task: Task) -> None:
         """Stamp the task with the widths of now."""
         self.changes[task.name] = self._changes
+        self._forget_training()
+
+    def _forget_training(self) -> None:
         self._before, self._free, self._kept, self._anchor, self._is_old = (), None, (), {}, {}
 
     def stored_tasks(self) -> Sequence[Sequence[Any]]:

@@ -81,6 +81,11 @@ class ExpandableNetwork(nn.Module):
         self.heads[str(len(self.widths))] = head
         self.widths[name] = self.current_widths
 
+    def remove_newest(self) -> None:
+        """Remove the task that was added last, and its head; units that it alone reads stay until layers are set."""
+        self.widths.popitem()
+        del self.heads[str(len(self.widths))]
+
     def set_layers(self, layers: Sequence[DenseLayer]) -> None:
         """Take up other layers, as new parameters, which are at least as wide as the tasks that read them."""
         for index, layer in enumerate(layers):
