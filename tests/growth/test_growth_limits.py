@@ -281,6 +281,36 @@ def test_a_group_that_the_code_counts_stays_while_others_grow(make: Any, kind: s
 
 
 @pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
+@pytest.mark.parametrize(("dtype", "added"), [(torch.bfloat16, 8), (torch.float16, 1)])
+def test_in_half_precision_a_change_of_few_percent_is_found(make: Any, dtype: torch.dtype, added: int) -> None:
+    torch.manual_seed(0)
+    for counts in (True, False):
+        net = make(Dividing(64, counts).to(dtype), torch.zeros(2, 6, dtype=dtype))
+        net.add_task("a", 3)
+        with torch.no_grad():
+            net.tasks[-1].head.bias.zero_()
+        net.consolidate("a")
+        if counts:
+            with pytest.raises(GuaranteeError, match="would change the outputs of a"):
+                net.grow({"first": added})
+        else:
+            net.grow({"first": added, "last": 1})
+
+
+class Dividing(nn.Module):
+    """Divides by the number of its units, or by as many as it was made with; all else is linear."""
+
+    def __init__(self, width: int, counts: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.width = nn.Linear(6, width), nn.Linear(width, 8, bias=False), float(width)
+        self.counts = counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h / (h.shape[1] if self.counts else self.width))
+
+
+@pytest.mark.parametrize("make", [HATNetwork, WeightMaskedNetwork])
 def test_groups_that_cannot_grow_together_grow_as_far_as_they_can(make: Any) -> None:
     net, x = full_network(make, FullAlone())
     before = logits(net, x, "a")

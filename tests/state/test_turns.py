@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hatrack import Growth, HATNetwork, WeightMaskedNetwork
+from hatrack import Growth, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
 from hatrack.state.turns import Turns
-from hatrack.units import analyze
+from hatrack.units import UnitGraph, analyze, are_same
 from support.helpers import NETS, SAMPLES, attach, learn, logits
 from support.weight_networks import attach as attach_weights
 
@@ -211,15 +211,98 @@ def test_units_are_found_before_or_after_a_change(kind: Any) -> None:
         lambda: found.append(analyze(net.backbone, torch.zeros(2, 6)).group("first").size),
         lambda: found.append(analyze(nn.Sequential(net.backbone), torch.zeros(2, 6)).group("0.first").size),
         lambda: found.append(net.masking.units_now().group("first").size),
+        lambda: found.append(analyze(net.backbone.first, torch.zeros(2, 6)).features().units.numel()),
     ]
     with net.turns.changing():
         threads = [in_thread(ask) for ask in asks]
-        threads[0].join(0.05)
+        threads[-1].join(0.05)
         assert found == []
         net.grow({"first": 3})
     for thread in threads:
         thread.join(10)
-    assert found == [11, 11, 11]
+    assert found == [11, 11, 11, 11]
+
+
+class Bound(nn.Module):
+    """Calls a layer in a function that a copy shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.call = lambda h: torch.relu(self.middle(h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(self.call(torch.relu(self.first(x)))))
+
+
+class Locked(nn.Module):
+    """Cannot be copied."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.lock = inner, threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.inner(x)
+
+
+def readers(graph: UnitGraph) -> dict[str, list[str]]:
+    return {group.name: list(group.readers) for group in graph.groups}
+
+
+def test_a_model_that_no_network_has_is_analysed_itself() -> None:
+    x = torch.zeros(2, 6)
+    assert readers(analyze(Bound(), x)) == {"first": ["middle"], "middle": ["last"], "last": [""]}
+    assert readers(analyze(Locked(nn.Linear(6, 8)), x)) == {"inner": [""]}
+    with pytest.raises(UnsupportedError, match="uninitialized"):
+        analyze(nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.ReLU()), x)
+    model, called = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), list[nn.Module]()
+    model[0].register_forward_hook(lambda layer, *_: called.append(layer))
+    analyze(model, x)
+    assert called == [model[0]]
+    assert all(not name.startswith("_hatrack") for part in model.modules() for name in vars(part))
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_all_who_look_at_a_bound_layer_in_a_network_see_the_same(kind: Any) -> None:
+    torch.manual_seed(0)
+    backbone, x = Bound(), torch.zeros(2, 6)
+    backbone.middle.requires_grad_(kind is HATNetwork)  # masks of weights do not reach it, and it is refused then
+    net = kind(backbone, x)
+    net.add_task("a", 3)
+    net.consolidate("a")
+    for _ in range(2):
+        assert are_same(analyze(backbone, x, "backbone."), net.masking.units_now())
+        with pytest.raises(InputError, match="what is behind 'first' mixes"):
+            net.grow({"first": 3})
+        net.grow({"last": 3})
+        net.check()
+    assert readers(analyze(net.detach(), x))["first"] == ["middle"]
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_parts_of_a_network_are_analysed_in_a_copy_until_it_is_gone(kind: Any) -> None:
+    x, called = torch.zeros(2, 6), list[nn.Module]()
+    net = kind(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)), x)
+    first = net.backbone[0]
+    first.register_forward_hook(lambda layer, *_: called.append(layer))
+
+    def is_copied(part: nn.Module) -> bool:
+        called.clear()
+        analyze(part, x)
+        return called[0] not in list(part.modules())
+
+    twin = copy.deepcopy(net)
+    assert all(map(is_copied, (net.backbone, first, nn.Sequential(first), twin.backbone, twin.backbone[0])))
+    assert not is_copied(copy.deepcopy(first)), "no network has the copy"
+    for whole in (net.backbone, first):
+        with pytest.raises(UnsupportedError, match=r"cannot be copied \(TypeError: .*lock.*detach\(\)"):
+            analyze(Locked(whole), x)
+    backbone = net.detach()
+    assert not is_copied(first)
+    assert not is_copied(backbone)
+    analyze(Locked(backbone), x)
 
 
 def test_a_turn_leaves_no_garbage() -> None:

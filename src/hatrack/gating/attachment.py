@@ -19,7 +19,7 @@ from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwi
 from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent, is_ungated
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
-from hatrack.state.turns import ATTACHED, Turns
+from hatrack.state.turns import ATTACHED, PART_OF, Turns
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import prefix_of
@@ -55,9 +55,7 @@ class _Mark:
     @property
     def turns(self) -> Turns | None:
         """Turns of the network; None where it is gone or not known."""
-        owner = None if self._owner is None else self._owner()
-        turns = getattr(owner, "turns", None)
-        return turns if isinstance(turns, Turns) else None
+        return _turns_of(None if self._owner is None else self._owner())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
         owner = None if self._owner is None else self._owner()
@@ -65,6 +63,34 @@ class _Mark:
 
     def __reduce__(self) -> tuple[type[_Mark], tuple[str, None]]:
         return type(self), (self.kind, None)
+
+
+class _PartMark:
+    """Reference of a part of a backbone to the network that has it; None in a copy or a pickle without the network.
+
+    Args:
+        owner: the network.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = weakref.ref(owner)
+
+    @property
+    def turns(self) -> Turns | None:
+        """Turns of the network; None where it is gone."""
+        return _turns_of(self._owner())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PartMark | None:
+        copied = memo.get(id(self._owner()))
+        return None if copied is None else _PartMark(copied)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+def _turns_of(owner: nn.Module | None) -> Turns | None:
+    turns = getattr(owner, "turns", None)
+    return turns if isinstance(turns, Turns) else None
 
 
 def attached_to(backbone: nn.Module) -> str | None:
@@ -88,13 +114,21 @@ def attached_to(backbone: nn.Module) -> str | None:
 def mark(backbone: nn.Module, owner: nn.Module | None) -> None:
     """Record the network that a backbone is attached to, so that it is not attached to a second one.
 
+    Its parts have a record, too: who runs one of them finds out whose threads may do so meanwhile. They may come into a
+    second network all the same.
+
     Args:
         backbone: the backbone.
-        owner: the network; None to remove the record.
+        owner: the network; None to remove the records.
     """
     vars(backbone).pop(ATTACHED, None)
+    for part in backbone.modules():
+        vars(part).pop(PART_OF, None)
     if owner is not None:
         vars(backbone)[ATTACHED] = _Mark(type(owner).__name__, owner)
+        part_mark = _PartMark(owner)
+        for part in backbone.modules():
+            vars(part)[PART_OF] = part_mark
 
 
 def strip_gates(backbone: nn.Module) -> None:

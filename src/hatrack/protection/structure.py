@@ -197,7 +197,8 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
     prefix = f"{name}." if name else ""
     kinds = [kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__]
     inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]
-    names = [key for key in dict.fromkeys((*vars(part), *inherited)) if key not in _OF_TORCH]
+    present = [key for key in vars(part) if not key.startswith("_hatrack")]  # records of who is attached
+    names = [key for key in dict.fromkeys((*present, *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
     if isinstance(part, _NormBase):
         own.pop(

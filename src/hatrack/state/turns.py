@@ -11,10 +11,15 @@ from torch import nn
 
 from hatrack.support.compilers import keep_compilers_out
 
-__all__ = ["ATTACHED", "Turns", "asking_owners", "changing_all"]
+__all__ = ["ATTACHED", "PART_OF", "Turns", "asking_owners", "changing_all"]
 
 ATTACHED = "_hatrack_attached"
-"""Attribute of a backbone inside a network of tasks; its value's ``turns`` are the network's, None if unknown."""
+"""Attribute of a backbone inside a network of tasks; its value's ``turns`` are the network's, None if unknown, and
+``is_dead`` says whether the network is known to be gone."""
+
+PART_OF = "_hatrack_part_of"
+"""Attribute of every part of such a backbone, itself included; its value's ``turns`` are those of the last network that
+it came into, None if that is gone. In copies of the part alone the value is None."""
 
 _Turn = tuple[int, object]
 """A thread, and what tells its turns apart."""
@@ -103,18 +108,28 @@ class _Asking:
 
 
 @contextmanager
-def asking_owners(module: nn.Module) -> Iterator[None]:
-    """Ask in a block, at the networks of tasks that a module or parts of it are backbones of.
+def asking_owners(module: nn.Module) -> Iterator[bool]:
+    """Ask in a block, at the networks of tasks that have a module, or parts of it, in their backbones.
 
     Args:
         module: the module, whose widths and parameters must not change meanwhile.
+
+    Returns:
+        The block, with whether there is such a network, so that other threads may run parts of the module; it need not
+        be known, as after loading a pickle.
     """
-    with ExitStack() as stack:
-        for part in module.modules():
-            turns: Turns | None = getattr(vars(part).get(ATTACHED), "turns", None)
+    owners, is_owned = dict[int, Turns](), False
+    for part in module.modules():
+        mark = vars(part).get(ATTACHED)
+        is_owned |= mark is not None and not mark.is_dead
+        for each in (mark, vars(part).get(PART_OF)):
+            turns: Turns | None = getattr(each, "turns", None)
             if turns is not None:
-                stack.enter_context(turns.asking())
-        yield
+                owners[id(turns)] = turns
+    with ExitStack() as stack:
+        for turns in owners.values():
+            stack.enter_context(turns.asking())
+        yield is_owned or bool(owners)
 
 
 @contextmanager

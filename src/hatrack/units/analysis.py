@@ -15,6 +15,7 @@ from hatrack.state.movement import scratch_of
 from hatrack.state.turns import asking_owners
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
+from hatrack.support.names import in_one_line
 from hatrack.support.untrained import untrained_norms, untrained_parameters
 from hatrack.units.computed import why_it_moves
 from hatrack.units.coupling import UNGATED, is_constant
@@ -49,12 +50,15 @@ def analyze(
     interface: Interface = PLAIN,
     untrained: Collection[str] | None = None,
 ) -> UnitGraph:
-    """Find the units of a network by running a copy of it once.
+    """Find the units of a network by running it once.
 
-    Other threads may ask the network meanwhile, or that which it is the backbone of; those who change it wait.
+    Where a network of tasks has the model or parts of it in its backbone, a copy is run in its place: other threads may
+    ask that network meanwhile, and those who change it wait. Functions among the model's attributes, such as
+    ``self.f = lambda h: relu(self.b(h))``, call the original's layers in a copy, too, as when the network was attached:
+    layers that only they reach are found as parameters that no layer has, which is coarser and as safe.
 
     Args:
-        model: maps a batch to features. A copy that shares its parameters is run in evaluation mode.
+        model: maps a batch to features. It is run in evaluation mode and left as it was; a copy shares its parameters.
         example_input: a batch of the shape that the model expects.
         prefix: put before every parameter's name in the result, such as ``"backbone."``.
         gate_inputs: make every feature of the input a unit of a group ``inputs``, for features that are independent of
@@ -69,25 +73,38 @@ def analyze(
         The groups of units, who reads them, and the role of every parameter.
 
     Raises:
-        UnsupportedError: the model uses an operation that no rule explains, or a parameter that no rule saw.
+        UnsupportedError: the model uses an operation that no rule explains, or a parameter that no rule saw; or it is
+            inside a network of tasks and cannot be copied.
         InputError: the model does not map the example to features, or cannot run on it at all; or a rule is
             given for a module that it does not have.
     """
-    with asking_owners(model):
+    with asking_owners(model) as is_owned:
         untrained = untrained_parameters(model) if untrained is None else untrained
-        with torch.inference_mode(False):
-            # Hooks that announce modules would be called by other threads, too, and modes be changed under them.
-            scratch = scratch_of(model)
+        # Hooks that announce modules would be called by other threads, too, and modes be changed under them.
+        run = _copied(model) if is_owned else model
         found = follow(
-            Trace(),
-            scratch,
-            example_input,
-            gate_inputs=gate_inputs,
-            rules=rules,
-            interface=interface,
-            untrained=untrained,
+            Trace(), run, example_input, gate_inputs=gate_inputs, rules=rules, interface=interface, untrained=untrained
         )
-        return resolve(found, scratch, prefix, untrained)
+        return resolve(found, run, prefix, untrained)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy a model to be run without a trace in it.
+
+    Raises:
+        UnsupportedError: it cannot be copied, such as one that holds a lock.
+    """
+    try:
+        with torch.inference_mode(False):
+            return scratch_of(model)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # copying may run the user's code
+        raise UnsupportedError(
+            f"{type(model).__name__}: it has parts of a network of tasks, which other threads may ask, so that only a "
+            f"copy may be analysed, and it cannot be copied ({type(error).__name__}: {in_one_line(error)}); analyse it "
+            "before they are attached, or after detach()"
+        ) from error
 
 
 def follow(
