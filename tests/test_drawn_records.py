@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support.benchmark_modules import benchmark
 
 
 @pytest.fixture(scope="module")
 def pictures() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("pictures")
+    with benchmark("pictures") as module:
+        yield module
 
 
 def record(pictures: ModuleType, name: str) -> Any:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support.benchmark_modules import benchmark
 
 
 @pytest.fixture(scope="module")
 def figures() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("figures")
+    with benchmark("figures") as module:
+        yield module
 
 
 def test_every_figure_in_readme_and_docs_is_in_a_record(figures: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from support.benchmark_modules import benchmark
 
 CPU = torch.device("cpu")
 
@@ -22,9 +23,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        yield importlib.import_module("gpu")
+    with benchmark("gpu") as module:
+        yield module
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Where joint training is hardly better than guessing, whatever shows ρ says so."""
+"""Notes on ρ, in whatever shows it, when joint training is hardly better than guessing."""
 
 from __future__ import annotations
 

@@ -371,7 +371,11 @@ class Method(abc.ABC):
         """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
 
     def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
-        """Do what follows training: consolidate, measure importance, merge; again, if an error cut it off."""
+        """Do what follows training: consolidate, measure importance, merge.
+
+        It is called again if an error cut it off. Masked methods do then what is left; those that add up importance or
+        fill a memory may count the task twice.
+        """
 
     @abc.abstractmethod
     def predict(self, x: Inputs, task: str) -> Tensor:

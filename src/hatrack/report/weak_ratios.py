@@ -1,4 +1,4 @@
-"""Where the forgetting ratio says little: joint training, by whose lead over guessing it divides, has hardly one."""
+"""Notes on forgetting ratios that say little, since joint training, by whose lead they divide, has hardly one."""
 
 from __future__ import annotations
 

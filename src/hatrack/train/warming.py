@@ -1,4 +1,4 @@
-"""What a process does once, at its first step of training, done before a clock begins."""
+"""Warm-up of a process: the imports and the libraries of a first step of training, before a clock begins."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def warm_up(settings: TrainingSettings, device: torch.device | str = "cpu") -> N
     the libraries for that: seconds, in which a small task is learned. No random number is drawn, and nothing remains.
 
     Args:
-        settings: how will be trained.
-        device: where.
+        settings: settings of the training to come.
+        device: its device.
     """
     weight = nn.Parameter(torch.zeros(4, 1, 3, device=device))
     optimizer = build_optimizer((ParameterGroup([weight]),), replace(settings, captured=False))
