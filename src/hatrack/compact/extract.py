@@ -157,27 +157,22 @@ def _cut_what_can_be(
         The network without unused units of as many groups as possible, and by group why others stay whole.
     """
     best, cut, whole = uncut, list[str](), dict[str, str]()
-
-    def halve(those: Sequence[str], why: str) -> None:
-        nonlocal best
+    pending: list[tuple[Sequence[str], str, Sequence[str]]]  # groups, why they failed with others, and which these were
+    pending = [(sorted(groups, key=lambda group: re.sub(r"\d+", "", group)), why, ())]
+    while pending:
+        those, reason, others = pending.pop()
+        if not set(others) <= set(cut):  # with all of them they have failed already
+            trial = _attempt(source, [*cut, *those])
+            if not isinstance(trial, str):
+                best = trial
+                cut.extend(those)
+                continue
+            reason = trial
         if len(those) == 1:
-            whole[those[0]] = why
-            return
-        first, second = those[: len(those) // 2], those[len(those) // 2 :]
-        trial = _attempt(source, [*cut, *first])
-        if isinstance(trial, str):
-            halve(first, trial)
-            trial = _attempt(source, [*cut, *second])
+            whole[those[0]] = reason
         else:
-            best, trial = trial, why  # both halves together are what has failed already
-            cut.extend(first)
-        if isinstance(trial, str):
-            halve(second, trial)
-        else:
-            best = trial
-            cut.extend(second)
-
-    halve(sorted(groups, key=lambda group: re.sub(r"\d+", "", group)), why)
+            first, second = those[: len(those) // 2], those[len(those) // 2 :]
+            pending += [(second, reason, first), (first, reason, second)]
     return best, {group: whole[group] for group in groups if group in whole}
 
 

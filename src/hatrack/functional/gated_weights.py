@@ -14,9 +14,6 @@ from hatrack.functional.gates import BELOW_FLUSH, BELOW_TINY, SATURATION_BOUND, 
 
 __all__ = ["gated_weight"]
 
-_SUMMED = 2**16
-"""Number of gates to add up at a time, on which the last bits of a cost depend."""
-
 _NEVER_DENORMAL = 260.0
 """Largest scale above which no compensated slope is denormal: up to the bound of embeddings ``σ(1 − σ)`` is at least
 1/406, and a decay that is not 0 is above twice the smallest normal number."""
@@ -30,9 +27,9 @@ sigmoid meets denormal numbers on its way, and takes four times as long."""
 
 
 class _GatedWeight(torch.autograd.Function):
-    """Function that saves its inputs alone and computes the gate again, which is faster than reading it from memory.
+    """Function that saves its inputs and the gates, all of which stay as they are in a backward pass.
 
-    Inputs stay saved after a backward pass, so that the product and the cost may be differentiated one after the other.
+    So the product and the cost may be differentiated one after the other.
     """
 
     @staticmethod
@@ -51,13 +48,14 @@ class _GatedWeight(torch.autograd.Function):
         ctx.versions = weight._version, e._version
         ctx.set_materialize_grads(False)
         product, costs, spare = new(weight), [], spare_blocks(e, 2)
-        for w, values, counted, out in blocks(weight, e, free, out=[product]):
+        ctx.gates = new(e) if any(ctx.needs_input_grad) else None
+        for w, values, counted, out, gates in blocks(weight, e, free, out=[product, ctx.gates]):
             assert w is not None
             assert values is not None
             x, other = (memory[: len(values)] for memory in spare)
-            a = _gate_into(x, torch.mul(values, scale, out=x))
+            a = _gate_into(x if gates is None else gates, torch.mul(values, scale, out=x))
             torch.mul(w, a.to(w.dtype), out=out)
-            costs += _sums(a, None if counted is None else as_numbers(counted, other))
+            costs.append(a.sum() if counted is None else torch.dot(a, as_numbers(counted, other)))
         return product, torch.stack(costs).sum() if costs else e.new_zeros(())
 
     @staticmethod
@@ -69,22 +67,22 @@ class _GatedWeight(torch.autograd.Function):
         of_weight = ctx.new(weight) if wants_weight else None
         of_e = ctx.new(e) if ctx.needs_input_grad[1] else None
         in_place = ctx.compensation is Compensation.EXACT and weight.dtype == e.dtype
-        spare = spare_blocks(e, 3)
-        for w, values, counted, gradient, for_w, for_e in blocks(
-            weight, e, ctx.free, of_product, out=[of_weight, of_e]
+        spare = spare_blocks(e, 2)
+        for w, values, counted, gradient, a, for_w, for_e in blocks(
+            weight, e, ctx.free, of_product, ctx.gates, out=[of_weight, of_e]
         ):
             assert w is not None
             assert values is not None
-            x, a, slope = (memory[: len(values)] for memory in spare)
-            _gate_into(a, torch.mul(values, ctx.scale, out=x))
+            assert a is not None
             if for_w is not None and gradient is not None:
                 torch.mul(gradient, a.to(w.dtype), out=for_w)
             if for_e is None:
                 continue
+            x, slope = (memory[: len(values)] for memory in spare)
             if in_place:
-                _slope_into(slope, values, x, a, ctx.s_max)
+                _slope_into(slope, values, x, ctx.scale, ctx.s_max)
                 numbers = None if counted is None or of_cost is None else as_numbers(counted, x)
-                _of_embedding_into(for_e, slope, (a, x), w, gradient, numbers, of_cost)
+                _of_embedding_into(for_e, slope, x, w, gradient, numbers, of_cost)
                 continue
             factors = gate_factors(values, a, ctx.scale, ctx.s_max, ctx.compensation)
             parts = [] if gradient is None else [gradient * w]
@@ -95,64 +93,62 @@ class _GatedWeight(torch.autograd.Function):
         return of_weight, of_e, None, None, None, None, None
 
 
-def _sums(gates: Tensor, free: Tensor | None) -> list[Tensor]:
-    """Return the sums of a block's gates, piece by piece; with 1 and 0 given, of the free ones alone."""
-    size = _SUMMED if gates.device.type == "cpu" else max(1, len(gates))
-    parts = torch.split(gates, size)
-    if free is None:
-        return [part.sum() for part in parts]
-    return [torch.dot(part, counted) for part, counted in zip(parts, torch.split(free, size), strict=True)]
-
-
 def _gate_into(a: Tensor, x: Tensor) -> Tensor:
     """Compute the gate of a scaled embedding in memory that is given, to the bit as :func:`hatrack.functional.gate`."""
     torch.clamp(x, _CLOSED, _OPEN, out=a).sigmoid_()
     return torch.threshold_(a, BELOW_FLUSH[a.dtype], 0.0)
 
 
-def _slope_into(slope: Tensor, e: Tensor, x: Tensor, spare: Tensor, s_max: float) -> Tensor:
+def _slope_into(slope: Tensor, e: Tensor, spare: Tensor, scale: float, s_max: float) -> Tensor:
     """Compute the slope of a compensated gate, ``s_max σ(e)(1 − σ(e))`` with its decay, in memory that is given.
 
-    Its last bits are not those of the gates of units: torch's powers of 2 take a fourth of the time of its
-    exponentials, and its derivative of a sigmoid is one pass. For units, which are few, that would buy nothing.
+    Its last bits are not those of the gates of units: s_max is a power of 2 here, as the decay is, whose powers take a
+    fourth of the time of torch's exponentials, and the derivative of a sigmoid is one pass. For units, which are few,
+    that would buy nothing.
 
     Args:
         slope: memory for the result, of the embedding's shape and type.
         e: embedding.
-        x: scaled embedding, which is written over.
         spare: memory of the same kind, which is written over.
+        scale: present scale.
         s_max: largest scale.
     """
     numbers = torch.finfo(e.dtype)
     lowest = math.log2(numbers.tiny) + 1.0  # an integer, of which the power is exact
+    decay, powers = torch.abs(e, out=spare), math.log2(s_max)
     if e.dtype.itemsize > 2:
-        torch.sub(SATURATION_BOUND * _BITS, x.abs_(), alpha=_BITS, out=x)
+        torch.sub(SATURATION_BOUND * _BITS + powers, decay, alpha=scale * _BITS, out=decay)
+        decay.clamp_(lowest, powers).exp2_()
+        torch.threshold_(decay, 2.0**lowest * (1.0 + 4.0 * numbers.eps), 0.0)
     else:  # whose numbers are so far apart that the bound itself would move
-        torch.sub(SATURATION_BOUND, x.abs_(), out=x).mul_(_BITS)
-    decay = x.clamp_(lowest, 0.0).exp2_()
-    torch.threshold_(decay, 2.0**lowest * (1.0 + 4.0 * numbers.eps), 0.0).mul_(s_max)
-    torch.ops.aten.sigmoid_backward.grad_input(decay, torch.sigmoid(e, out=spare), grad_input=slope)
+        torch.sub(SATURATION_BOUND, decay.mul_(scale), out=decay).mul_(_BITS).clamp_(lowest, 0.0).exp2_()
+        torch.threshold_(decay, 2.0**lowest * (1.0 + 4.0 * numbers.eps), 0.0).mul_(s_max)
+    torch.ops.aten.sigmoid_backward.grad_input(decay, torch.sigmoid(e, out=slope), grad_input=slope)
     return slope if s_max > _NEVER_DENORMAL else torch.threshold_(slope, BELOW_TINY[slope.dtype], 0.0)
 
 
 def _of_embedding_into(
     result: Tensor,
     slope: Tensor,
-    spare: tuple[Tensor, Tensor],
+    spare: Tensor,
     weight: Tensor,
     of_product: Tensor | None,
     free: Tensor | None,
     of_cost: Tensor | None,
 ) -> None:
     """Compute the gradient of an embedding from those of the product and of the cost; spare memory is written over."""
-    part, priced = spare
     if of_product is None and of_cost is None:
         result.zero_()
         return
-    part = part.zero_() if of_product is None else torch.mul(of_product, weight, out=part)
-    if of_cost is not None:
-        part.add_(of_cost if free is None else torch.mul(free, of_cost, out=priced))
-    torch.mul(part, slope, out=result)
+    priced = of_cost if of_cost is None or free is None else torch.mul(free, of_cost, out=spare)
+    if priced is None:
+        assert of_product is not None
+        torch.mul(of_product, weight, out=result)
+    elif of_product is None:
+        result.copy_(priced)
+    else:
+        torch.addcmul(priced, of_product, weight, out=result)
+    result.mul_(slope)
 
 
 def _times(part: Tensor, factors: tuple[Tensor, ...]) -> Tensor:

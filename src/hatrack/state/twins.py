@@ -33,41 +33,54 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
         objects refer to the original.
     """
     made: dict[int, nn.Module] = {}
-
-    def twin_of(original: nn.Module) -> nn.Module:
-        if id(original) in made:
-            return made[id(original)]
-        copy: nn.Module = object.__new__(type(original))
-        made[id(original)] = copy
-        attributes = vars(copy)
-        attributes.update(vars(original))
-        attributes.pop("_compiled_call_impl", None)  # which would call the original
-        if id(original) in norms:
-            attributes.update({k: v for k, v in vars(norms[id(original)]).items() if "hooks" not in k})
-        for table in ("_parameters", "_buffers"):
-            attributes[table] = {
-                name: value if value is None else values.get(id(value), value)
-                for name, value in attributes[table].items()
-            }
-        stand_in = getattr(attributes.get("forward"), "__self__", None)
-        forward_of = getattr(stand_in, "forward_of", None)
-        if forward_of is not None:  # it computes with the module's own parameters
-            attributes["forward"] = partial(forward_of, copy)
-        attributes["_modules"] = {
-            name: part if part is None else twin_of(part) for name, part in attributes["_modules"].items()
-        }
-        if isinstance(original, nn.RNNBase):  # it reads its weights from a list
-            attributes["_flat_weights"] = [attributes["_parameters"][name] for name in original._flat_weights_names]
-            # Else torch would note the change, and on a GPU move these tensors, among them the original's, elsewhere.
-            attributes["_flat_weight_refs"] = [None] * len(attributes["_flat_weights"])
-        return copy
-
-    root = twin_of(network)
+    root = _twin_of(network, values, norms, made)
     for original, copy in [(part, made[id(part)]) for part in network.modules() if id(part) in made]:
         for name, value in vars(original).items():
             if name not in _OF_TORCH and vars(copy).get(name) is value:
                 vars(copy)[name] = _about(value, made)
     return root
+
+
+def _twin_of(
+    original: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, nn.Module], made: dict[int, nn.Module]
+) -> nn.Module:
+    """Make the twin of a module and of its parts, or return the one that was made.
+
+    It is no function within a function: one that calls itself refers to itself, so that its twins and their tensors
+    would stay in memory until Python collects cycles.
+
+    Args:
+        original: the module.
+        values: replacements of parameters and buffers, by the identity of the original.
+        norms: replacements of modules, by the identity of the original.
+        made: the twins so far, by the identity of the original; this one and those of its parts are added.
+    """
+    if id(original) in made:
+        return made[id(original)]
+    copy: nn.Module = object.__new__(type(original))
+    made[id(original)] = copy
+    attributes = vars(copy)
+    attributes.update(vars(original))
+    attributes.pop("_compiled_call_impl", None)  # which would call the original
+    if id(original) in norms:
+        attributes.update({k: v for k, v in vars(norms[id(original)]).items() if "hooks" not in k})
+    for table in ("_parameters", "_buffers"):
+        attributes[table] = {
+            name: value if value is None else values.get(id(value), value) for name, value in attributes[table].items()
+        }
+    stand_in = getattr(attributes.get("forward"), "__self__", None)
+    forward_of = getattr(stand_in, "forward_of", None)
+    if forward_of is not None:  # it computes with the module's own parameters
+        attributes["forward"] = partial(forward_of, copy)
+    attributes["_modules"] = {
+        name: part if part is None else _twin_of(part, values, norms, made)
+        for name, part in attributes["_modules"].items()
+    }
+    if isinstance(original, nn.RNNBase):  # it reads its weights from a list
+        attributes["_flat_weights"] = [attributes["_parameters"][name] for name in original._flat_weights_names]
+        # Else torch would note the change, and on a GPU move these tensors, among them the original's, elsewhere.
+        attributes["_flat_weight_refs"] = [None] * len(attributes["_flat_weights"])
+    return copy
 
 
 def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:

@@ -62,20 +62,22 @@ class Example:
         """
         count = self.samples if samples is None else samples
 
-        def make(kind: Kind, path: _Path) -> Any:
-            if isinstance(kind, Nested):
-                places: Sequence[str | int] = kind.keys or range(len(kind.parts))
-                parts = [make(part, (*path, place)) for place, part in zip(places, kind.parts, strict=True)]
-                if kind.container == "dict":
-                    return dict(zip(kind.keys, parts, strict=True))
-                return tuple(parts) if kind.container == "tuple" else parts
-            if isinstance(kind, TensorKind):
-                zeros = kind.zeros(count, self.batch_axis, device)
-                value = self.values.get(path)
-                return zeros if value is None else _fitted(value, zeros)
-            return kind
+        return self._made(self.kind if kind is None else kind, (), count, device)
 
-        return make(self.kind if kind is None else kind, ())
+    def _made(self, kind: Kind, path: _Path, count: int, device: torch.device | None) -> Any:
+        """Return the part of a batch that lies at a path."""
+        if isinstance(kind, Nested):
+            places: Sequence[str | int] = kind.keys or range(len(kind.parts))
+            each = zip(places, kind.parts, strict=True)
+            parts = [self._made(part, (*path, place), count, device) for place, part in each]
+            if kind.container == "dict":
+                return dict(zip(kind.keys, parts, strict=True))
+            return tuple(parts) if kind.container == "tuple" else parts
+        if isinstance(kind, TensorKind):
+            zeros = kind.zeros(count, self.batch_axis, device)
+            value = self.values.get(path)
+            return zeros if value is None else _fitted(value, zeros)
+        return kind
 
     def converted(self, change: Callable[[Tensor], Tensor]) -> Example:
         """Return the record of an example whose real numbers were converted, as a network's parameters are."""

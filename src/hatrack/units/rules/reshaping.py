@@ -54,15 +54,17 @@ def reshape(trace: Trace, call: Call) -> Labels:
     named = {key: value for key, value in call.kwargs.items() if key not in _MOVED}
     settings, named = (map_tensors(lambda each: each.cpu(), own) for own in (settings, named))  # where labels are
 
-    def labelled(value: Any) -> Any:
-        if isinstance(value, (tuple, list)):
-            return type(value)(labelled(each) for each in value)
-        return trace.labels(value) if isinstance(value, Tensor) else value
-
-    args = (labelled(moved), *settings) if call.args else ()
-    kwargs = {key: named[key] if key in named else labelled(value) for key, value in call.kwargs.items()}
+    args = (_labelled(trace, moved), *settings) if call.args else ()
+    kwargs = {key: named[key] if key in named else _labelled(trace, value) for key, value in call.kwargs.items()}
     labels: Any = function(*args, **kwargs)
     return tuple(labels) if isinstance(labels, (tuple, list)) else labels
+
+
+def _labelled(trace: Trace, value: Any) -> Any:
+    """Return an argument with labels in the place of tensors."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_labelled(trace, each) for each in value)
+    return trace.labels(value) if isinstance(value, Tensor) else value
 
 
 def _bits(trace: Trace, call: Call) -> Tensor:
