@@ -65,7 +65,7 @@ LOGS = "logs.json"
 LOG_FOLDERS = ("tensorboard", "wandb", "mlflow")
 """Folders of curves in the folder of a run, named after who shows them."""
 
-SHARE = 0.05
+SHARE = 0.02
 """Largest share of the time that writing a training's state may take; after some short epochs nothing is written."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,15 @@ from hatrack.masks.packing import move_along
 from hatrack.support.randomness import random_numbers_apart
 from hatrack.units import Group, Reader
 
-__all__ = ["ActiveTask", "InputGate", "change_argument", "groups_switched_off", "initial_embedding", "used_units"]
+__all__ = [
+    "ActiveTask",
+    "FoldsGates",
+    "InputGate",
+    "change_argument",
+    "groups_switched_off",
+    "initial_embedding",
+    "used_units",
+]
 
 
 def used_units(embedding: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -114,6 +123,25 @@ _Outer = tuple[
 ]
 
 
+class FoldsGates(abc.ABC):
+    """Object that computes a layer's result, and may multiply the layer's weight with the gates of its input.
+
+    ``(h ⊙ a) Wᵀ`` is ``h (W ⊙ a)ᵀ``. Where an activation has more numbers than the weight, as in convolutions and where
+    samples are rows of tokens, that saves most of what gates cost: passes over the activation in both directions.
+    """
+
+    @abc.abstractmethod
+    def folds(self, module: nn.Module, value: Tensor) -> bool:
+        """Return whether the gates of a value are to be left to the layer, which must then ask for them."""
+
+    @staticmethod
+    def of(module: nn.Module) -> FoldsGates | None:
+        """Return the object that computes a layer's result now; None where something else does."""
+        forward = vars(module).get("forward")
+        owner = getattr(getattr(forward, "func", forward), "__self__", None)  # that of a twin is bound to it by partial
+        return owner if isinstance(owner, FoldsGates) else None
+
+
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
@@ -131,6 +159,7 @@ class _State:
         self.cleared: Tensor | None = None
         self.parts: _Parts | None = None
         self.latest: GatedInput | None = None
+        self.left: tuple[nn.Module, Tensor] | None = None
         self.norms: dict[str, nn.Module] | None = None
 
 
@@ -193,6 +222,16 @@ class ActiveTask:
             self._own.state.latest = GatedInput(made, value, gates)
         return made
 
+    def leave(self, module: nn.Module, gates: Tensor) -> None:
+        """Leave the gates of its input to a layer whose own forward is called next."""
+        self._own.state.left = module, gates
+
+    def gates_left_to(self, module: nn.Module) -> Tensor | None:
+        """Return the gates that were left to a layer, once; None where its input is gated, or no task is active."""
+        state = self._own.state
+        (layer, gates), state.left = state.left or (None, None), None
+        return gates if layer is module else None
+
     def not_kept(self, given: Tensor) -> AbstractContextManager[None]:
         """Return what is to be around a layer's computing with its input, so that a large gated one is not kept."""
         latest = self._own.state.latest
@@ -212,6 +251,7 @@ class ActiveTask:
         state = self._own.state
         outer = state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms
         state.soft, state.attention, state.cleared, state.parts, state.latest = None, None, None, None, None
+        state.left = None
         if attention.dtype == torch.bool:
             last = (*attention.shape[:-1], 1)
             state.cleared = torch.cat([~attention, attention.new_zeros(last)], dim=-1)
@@ -247,6 +287,7 @@ class ActiveTask:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         state = self._own.state
         state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms = outer
+        state.left = None
 
 
 class InputGate(nn.Module):
@@ -291,17 +332,32 @@ class InputGate(nn.Module):
             return value
         if active.cleared is not None:
             return value.masked_fill(self._pick(active.cleared, value), 0.0)
-        own = self._own_part()
-        if own is not None:
-            return active.gated(value, own.view(-1, *self._trailing).to(value.dtype))
-        if active.attention is not None:
-            return active.gated(value, self._pick(active.attention, value).to(value.dtype))
+        gates = self._soft(value)
+        if gates is not None:
+            return active.gated(value, gates)
         active.require_forward()
         return value
 
+    def _soft(self, value: Tensor) -> Tensor | None:
+        """Return the gates of a value, of a shape that broadcasts to its own; None where no mask is soft."""
+        own, attention = self._own_part(), self._active.attention
+        if own is not None:
+            return own.view(-1, *self._trailing).to(value.dtype)
+        return None if attention is None else self._pick(attention, value).to(value.dtype)
+
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Gate one of the layer's arguments: the forward pre-hook."""
-        return change_argument(args, kwargs, self._argument, self._keyword, self)
+        """Gate one of the layer's arguments, or leave that to the layer: the forward pre-hook."""
+        return change_argument(args, kwargs, self._argument, self._keyword, lambda value: self._for(module, value))
+
+    def _for(self, module: nn.Module, value: Any) -> Any:
+        """Return what a layer is to be given for a value."""
+        folding = None if self._is_open or self._argument else FoldsGates.of(module)
+        if folding is not None and self._active.cleared is None and folding.folds(module, value):
+            gates = self._soft(value)
+            if gates is not None and gates.dim() == 1 + len(self._trailing):  # and none for every sample
+                self._active.leave(module, gates)
+                return value
+        return self(value)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Gate the layer's result: the forward hook."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.gating.gates import ActiveTask
+from hatrack.gating.gates import ActiveTask, FoldsGates
 from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
@@ -29,6 +29,9 @@ ENTRIES_WORTH = 100_000
 PRODUCTS_WORTH = 500_000_000
 """Smallest number of products of a convolution of stride 1, over the whole batch, for which fewer channels pay: all
 layers of a ResNet-18 have more, the HAT paper's AlexNet one of three."""
+
+FOLDING_WORTH = 2**16
+"""Smallest number of entries of an input whose gates are multiplied with the weight instead."""
 
 LIVE_WORTH = 0.8
 """Largest share of channels that are not 0 for which leaving out the others pays."""
@@ -275,8 +278,10 @@ class _PartialGradientConvolution(torch.autograd.Function):
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class PartialGradientSwitch:
+class PartialGradientSwitch(FoldsGates):
     """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
+
+    While nothing is left out of the gradient, the gates of a large input are multiplied with the weight instead.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
     does not pay, as on other devices than the CPU, the layer's own forward is called. There, to look for channels that
@@ -315,8 +320,29 @@ class PartialGradientSwitch:
         """Compute the layer's result."""
         return self.forward_of(self.module, input)
 
+    def folds(self, module: nn.Module, value: Tensor) -> bool:
+        """Return whether gates are to be multiplied with the weight: in plain training, where that is the smaller one.
+
+        A gradient that leaves out entries is not enough for it: that of a gate is a sum over its column of the weight.
+        """
+        weight = module.weight
+        return (
+            isinstance(weight, Tensor)
+            and value.numel() >= FOLDING_WORTH
+            and value.numel() > weight.numel()
+            and self._name not in self._partial_gradients
+            and type(value) is Tensor
+            and torch.is_grad_enabled()
+            and self._is_plain(value, weight)
+        )
+
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
+        gates, weight = self._active.gates_left_to(module), module.weight
+        if gates is not None and isinstance(weight, Tensor) and self._is_plain(input, weight):
+            return self._with_weight(module, input, weight * gates)
+        if gates is not None:  # a hook in between has changed the input to what cannot do with another weight
+            input = input * gates  # noqa: A001
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._plain(module, input)
         with self._active.not_kept(input):
@@ -328,16 +354,7 @@ class PartialGradientSwitch:
             return self._plain(module, input)
         assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         partial, weight = self._partial_gradients[self._name], module.weight
-        plain = (
-            weight.requires_grad
-            and input.device.type == "cpu"
-            and input.dtype == weight.dtype
-            and not torch.is_autocast_enabled(input.device.type)
-            and not torch._C._get_tracing_state()
-            and not torch._C._are_functorch_transforms_active()
-            and torch.autograd.forward_ad._current_level < 0
-            and weight is partial.weight
-        )
+        plain = weight.requires_grad and weight is partial.weight and self._is_plain(input, weight)
         result: Tensor
         if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
             result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
@@ -350,6 +367,27 @@ class PartialGradientSwitch:
             result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
             return result
         return self._plain(module, input)
+
+    @staticmethod
+    def _is_plain(input: Tensor, weight: Tensor) -> bool:  # noqa: A002
+        """Return whether nothing but plain training on a CPU goes on."""
+        return (
+            input.device.type == weight.device.type == "cpu"
+            and input.dtype == weight.dtype
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(input.device.type)
+            and not torch._C._get_tracing_state()
+            and not torch._C._are_functorch_transforms_active()
+            and torch.autograd.forward_ad._current_level < 0
+        )
+
+    def _with_weight(self, module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+        """Compute the layer's result with another weight."""
+        assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
+        if isinstance(module, nn.Linear):
+            return F.linear(input, weight, module.bias)
+        convolution = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        return convolution(input, weight, module.bias, module.stride, module.padding, module.dilation)
 
     def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the layer's result as torch does."""
