@@ -330,17 +330,19 @@ class PartialGradientSwitch(FoldsGates):
             isinstance(weight, Tensor)
             and value.numel() >= FOLDING_WORTH
             and value.numel() > weight.numel()
-            and self._name not in self._partial_gradients
             and type(value) is Tensor
             and torch.is_grad_enabled()
             and self._is_plain(value, weight)
+            and self._partial_for(module, value) is None
         )
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
         gates, weight = self._active.gates_left_to(module), module.weight
         if gates is not None and isinstance(weight, Tensor) and self._is_plain(input, weight):
-            return self._with_weight(module, input, weight * gates)
+            gated = self._active.gated(weight, gates)
+            with self._active.not_kept(gated):
+                return self._with_weight(module, input, gated)
         if gates is not None:  # a hook in between has changed the input to what cannot do with another weight
             input = input * gates  # noqa: A001
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -350,23 +352,30 @@ class PartialGradientSwitch(FoldsGates):
 
     def _with_gradient(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the layer's result, and what is needed for its gradient."""
-        if self._name not in self._partial_gradients:
+        partial = self._partial_for(module, input)
+        if partial is None:
             return self._plain(module, input)
-        assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
-        partial, weight = self._partial_gradients[self._name], module.weight
-        plain = weight.requires_grad and weight is partial.weight and self._is_plain(input, weight)
+        given = (input, module.weight, module.bias, partial.rows, partial.columns)
         result: Tensor
-        if plain and isinstance(module, nn.Linear) and input.dim() >= 2:
-            result = _PartialGradientLinear.apply(input, weight, module.bias, partial.rows, partial.columns)  # type: ignore[no-untyped-call]
-            return result
-        is_worth = input.dim() == weight.dim() and input.numel() * weight[:, 0].numel() >= PRODUCTS_WORTH
-        if plain and isinstance(module, _CONVOLUTIONS) and is_worth:
+        if isinstance(module, _CONVOLUTIONS):
             assert not isinstance(module.padding, str)
             window = _ConvolutionWindow(module.kernel_size, module.stride, module.padding, module.dilation)
-            given = (input, weight, module.bias, partial.rows, partial.columns, window)
-            result = _PartialGradientConvolution.apply(*given)  # type: ignore[no-untyped-call]
-            return result
-        return self._plain(module, input)
+            result = _PartialGradientConvolution.apply(*given, window)  # type: ignore[no-untyped-call]
+        else:
+            result = _PartialGradientLinear.apply(*given)  # type: ignore[no-untyped-call]
+        return result
+
+    def _partial_for(self, module: nn.Module, input: Tensor) -> PartialGradient | None:  # noqa: A002
+        """Return the part of the weight's gradient to compute in a call; None where it is all of it."""
+        partial, weight = self._partial_gradients.get(self._name), module.weight
+        if partial is None or weight is not partial.weight or not weight.requires_grad:
+            return None
+        if not self._is_plain(input, weight):
+            return None
+        if weight.dim() == 2:
+            return partial if input.dim() >= 2 else None
+        is_worth = input.dim() == weight.dim() and input.numel() * weight[:, 0].numel() >= PRODUCTS_WORTH
+        return partial if is_worth else None
 
     @staticmethod
     def _is_plain(input: Tensor, weight: Tensor) -> bool:  # noqa: A002
