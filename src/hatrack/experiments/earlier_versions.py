@@ -18,7 +18,8 @@ _SLOPE_SINCE = "embedding_lr_factor"
 """Setting of PMASK that came with the version that computes the slope of gates of weights with powers of 2."""
 
 _FUSED_SINCE = "lr_decay"
-"""Setting that came with the version in which Adam makes a step in one pass, and that earlier records do not have."""
+"""Setting that came with the version in which Adam makes a step in one pass and gates of large inputs are multiplied with
+weights, and that earlier records do not have."""
 
 
 def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -36,6 +37,8 @@ def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         said.append("dropout was drawn in another way")
     if _FUSED_SINCE not in recorded and config["optimizer"] != OptimizerKind.SGD.value:
         said.append("steps of Adam were rounded in another way")
+    if _FUSED_SINCE not in recorded and "gate_inputs" in config and config["network"] != "mlp":
+        said.append("gates of large inputs were multiplied in another way")
     if _SLOPE_SINCE not in recorded and "ewc_fisher" in config and config["compensation"] == Compensation.EXACT.value:
         said.append("gradients of embeddings of weights were rounded in another way")
     return tuple(said)
