@@ -70,6 +70,14 @@ def test_rerun_says_what_an_earlier_version_computed_otherwise(
     assert "an earlier version made the recorded run, whose steps of Adam were rounded in another way" in said
 
 
+def test_rerun_says_so_of_measured_importance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_in_process(tmp_path / "run", method="mas")
+    edit(tmp_path / "run", lambda content: content["config"].pop("lr_decay"))
+    assert main(["rerun", str(tmp_path / "run"), "--quiet"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "importance of weights was added up in another way" in said
+
+
 def test_rerun_says_so_of_masks_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_in_process(tmp_path / "run", method="pmask", embedding_lr_factor=1.0)
     edit(tmp_path / "run", lambda content: content["config"].pop("embedding_lr_factor"))

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.backbones import AlexNet, ResNet18
+from hatrack.methods import importance
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.streams import Task
@@ -55,6 +59,78 @@ def test_output_sensitivity_is_the_mean_size_of_every_samples_gradient(network: 
     for index in range(len(x)):
         for name, value in gradients(net, net(x[index : index + 1], [task.name]).square().sum()).items():
             expected[name] += value.abs() / len(x)
+    for name, value in measured.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+class Odd(nn.Module):
+    """Dense layers of which some are used in other ways than once, on one vector of every sample."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8, bias=kind != "no bias"), nn.Linear(8, 8)
+        self.alias = self.second if kind == "two names" else None
+        if kind == "tied":
+            self.third.weight = self.second.weight
+        self.relu = nn.ReLU(inplace=kind == "in place")
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.first(x))
+        if self.kind == "tokens":
+            tokens = h.unsqueeze(1) * torch.linspace(0.5, 1.5, 4).view(1, 4, 1)
+            return self.third(self.relu(self.second(tokens)).mean(1))
+        result = self.relu(self.second(h))
+        if self.kind == "twice":
+            result = self.relu(self.second(result))
+        if self.kind == "by hand":
+            result = F.linear(result, self.second.weight)
+        features: Tensor = self.third(result)
+        return features
+
+
+KINDS = {
+    "plain": 6,
+    "no bias": 5,
+    "in place": 6,
+    "written to": 6,
+    "tokens": 4,
+    "twice": 4,
+    "by hand": 4,
+    "two names": 4,
+}
+"""How many parameters of three layers have gradients that are products."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("magnitude", [torch.square, torch.abs])
+def test_dense_layers_take_products_where_these_are_the_gradients(
+    kind: str, magnitude: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    net = MultiHeadNetwork(Odd(kind), 8)
+    net.add_task("only", 3, torch.Generator().manual_seed(0))
+    x, y = torch.randn(30, 6), torch.randint(0, 3, (30,))
+    task = Task.from_tensors("only", x, y, x, y)
+    of_many: list[str] = []
+    one_by_one = importance._add_one_by_one
+
+    def noted(total: Any, network: Any, name: str, parameters: Any, x: Tensor, *rest: Any) -> None:
+        of_many.extend(parameters if len(x) > 2 else [])
+        one_by_one(total, network, name, parameters, x, *rest)
+
+    monkeypatch.setattr(importance, "_add_one_by_one", noted)
+    is_square, before = magnitude is torch.square, dict(net.named_parameters())
+    measured = fisher_diagonal(net, task, Fisher.TRUE) if is_square else output_sensitivity(net, task)
+    assert len(measured) - len(of_many) == KINDS[kind]
+    assert all(parameter is before[name] for name, parameter in net.named_parameters())
+    assert net.backbone.second.weight in set(before.values())
+    expected = {name: torch.zeros_like(value) for name, value in measured.items()}
+    for index in range(len(x)):
+        logits = net(x[index : index + 1], ["only"])
+        loss = F.cross_entropy(logits, y[index : index + 1]) if is_square else logits.square().sum()
+        for name, value in gradients(net, loss).items():
+            expected[name] += magnitude(value) / len(x)
     for name, value in measured.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 

@@ -18,14 +18,19 @@ _SLOPE_SINCE = "embedding_lr_factor"
 """Setting of PMASK that came with the version that computes the slope of gates of weights with powers of 2."""
 
 _FUSED_SINCE = "lr_decay"
-"""Setting that came with the version in which Adam makes a step in one pass and gates of large inputs are multiplied with
-weights, and that earlier records do not have."""
+"""Setting that earlier records do not have. It came with the version in which Adam makes a step in one pass, gates of
+large inputs are multiplied with weights, and importance to dense layers is a product."""
 
 
-def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+_MEASURE_IMPORTANCE = frozenset({"ewc", "mas", "imm-mode", "dwa"})
+"""Methods that measure how much weights matter sample by sample."""
+
+
+def computed_otherwise(method: str, recorded: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
     """Say what was computed in another way by the version that made a run, so that other bits come out now.
 
     Args:
+        method: the run's method.
         recorded: settings by key, as JSON values, as far as the run's record has them.
         config: all settings of the run.
 
@@ -39,6 +44,8 @@ def computed_otherwise(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         said.append("steps of Adam were rounded in another way")
     if _FUSED_SINCE not in recorded and "gate_inputs" in config and config["network"] != "mlp":
         said.append("gates of large inputs were multiplied in another way")
+    if _FUSED_SINCE not in recorded and method in _MEASURE_IMPORTANCE:
+        said.append("importance of weights was added up in another way")
     if _SLOPE_SINCE not in recorded and "ewc_fisher" in config and config["compensation"] == Compensation.EXACT.value:
         said.append("gradients of embeddings of weights were rounded in another way")
     return tuple(said)

@@ -354,7 +354,7 @@ class Run:
         self._about_settings += tuple(
             f"an earlier version began this run, whose {said}: what is trained now may end with other bits than it "
             "would have with that version"
-            for said in computed_otherwise(earlier.config, self.config.flat())
+            for said in computed_otherwise(earlier.method, earlier.config, self.config.flat())
         )
         return found
 

@@ -474,7 +474,8 @@ class Reproduction:
         keys = {**again.environment, **recorded.environment}
         differences = [key for key in keys if recorded.environment.get(key) != again.environment.get(key)]
         differences += [] if same_lines(recorded.data, again.data) else ["data"]
-        return cls(tuple(tasks), tuple(differences), computed_otherwise(recorded.config, again.config))
+        otherwise = computed_otherwise(recorded.method, recorded.config, again.config)
+        return cls(tuple(tasks), tuple(differences), otherwise)
 
     @property
     def exact(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,6 +26,9 @@ REFERENCE_BATCH = 20
 LARGEST_CHUNK = 64
 MOST_GRADIENT_ENTRIES = 2**26
 """Gradients of so many single samples are held at once: at most 64, and at most 256 MiB in float32."""
+
+DENSE_CHUNK = 256
+"""Samples at once where no gradient of a single one is made."""
 
 LossOfOutputs = Callable[[Tensor, Tensor], Tensor]
 Network = MultiHeadNetwork | WeightMaskedNetwork
@@ -114,24 +119,179 @@ def averaged(earlier: Mapping[str, Tensor], new: Mapping[str, Tensor], tasks: in
 def _mean_over_samples(
     network: Network, task: str, x: Tensor, y: Tensor, objective: LossOfOutputs, magnitude: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return the mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``."""
+    """Return the mean of the magnitude of each single sample's gradient of ``objective(logits, labels)``.
+
+    Args:
+        network: the network.
+        task: a task that it has a head for.
+        x: samples.
+        y: their labels.
+        objective: function to differentiate.
+        magnitude: square or absolute value; that of a product is the product of those of its factors.
+    """
     parameters = {name: value.detach() for name, value in _shared(network, task).items()}
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    # Heads are not differentiated, so no graph is kept for them. Fused attention has no rule for many samples at once.
+    with evaluation_mode(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        dense = _dense_layers(network, task, parameters, x[:2], y[:2], objective, magnitude)
+        left = {name: value for name, value in parameters.items() if name not in dense.names}
+        if dense.layers:
+            for samples, labels in _chunks(network, x, y, DENSE_CHUNK):
+                dense.add(total, network, task, samples, labels, objective, magnitude)
+        if left:
+            _add_one_by_one(total, network, task, left, x, y, objective, magnitude)
+    return {name: value / len(x) for name, value in total.items()}
+
+
+def _add_one_by_one(
+    total: Mapping[str, Tensor],
+    network: Network,
+    task: str,
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    objective: LossOfOutputs,
+    magnitude: Callable[[Tensor], Tensor],
+) -> None:
+    """Add the magnitudes of the gradients of some parameters, which are made for every sample."""
+    places = _places(network.backbone, parameters)
 
     def of_sample(values: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
-        named = {f"backbone.{name}": value for name, value in values.items()}
-        logits = functional_call(network, named, (sample.unsqueeze(0), task))
+        named = {f"backbone.{place}": values[name] for place, name in places.items()}
+        # Torch ties names by itself, but leaves a module that has two of them with the values that it was lent.
+        logits = functional_call(network, named, (sample.unsqueeze(0), task), tie_weights=False)
         return objective(logits, label.unsqueeze(0))
 
     gradients = vmap(grad(of_sample), in_dims=(None, 0, 0))
     entries = sum(value.numel() for value in parameters.values())
     chunk = max(1, min(LARGEST_CHUNK, MOST_GRADIENT_ENTRIES // max(1, entries)))
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    # Heads are not differentiated, so no graph is kept for them. Fused attention has no rule for many samples at once.
-    with evaluation_mode(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for samples, labels in _chunks(network, x, y, chunk):
-            for name, value in gradients(parameters, samples, labels).items():
-                total[name] += magnitude(value).sum(0)
-    return {name: value / len(x) for name, value in total.items()}
+    for samples, labels in _chunks(network, x, y, chunk):
+        for name, value in gradients(parameters, samples, labels).items():
+            total[name].add_(magnitude(value).sum(0))
+
+
+def _places(backbone: nn.Module, parameters: Mapping[str, Tensor]) -> Mapping[str, str]:
+    """Return by which of the given names the parameter at every place of a backbone goes; a module has one place."""
+    names = {id(backbone.get_parameter(name)): name for name in parameters}
+    places = ((f"{path}.{own}" if path else own, p) for path, m in backbone.named_modules() for own, p in _own(m))
+    return {place: names[id(parameter)] for place, parameter in places if id(parameter) in names}
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(recurse=False, remove_duplicate=False)
+
+
+@dataclass(frozen=True)
+class _DenseLayers:
+    """Dense layers whose gradient for a sample is the outer product of two vectors.
+
+    The sum of the magnitudes of these products is one product of matrices, ``|δ|ᵀ |h|`` or ``(δ²)ᵀ h²``: δ are the
+    gradients of what the layer gives, h what it is given. No sample's gradient has to be made.
+
+    Attributes:
+        layers: the layers by their names in the backbone.
+    """
+
+    layers: Mapping[str, nn.Linear]
+
+    @property
+    def names(self) -> Mapping[str, nn.Linear]:
+        """The layers by the names of their parameters."""
+        return {f"{name}.{own}": layer for name, layer in self.layers.items() for own, _ in layer.named_parameters()}
+
+    def calls(self, network: Network, task: str, x: Tensor) -> tuple[Tensor, Mapping[str, list[tuple[Tensor, Tensor]]]]:
+        """Return logits with a graph, and what every call of a layer was given and gave."""
+        calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
+
+        def note(name: str, given: Tensor, result: Tensor) -> Tensor:
+            calls[name].append((given.detach().clone(), result))
+            return result.clone()  # what follows may write to it
+
+        handles = [
+            layer.register_forward_hook(lambda _, given, result, name=name: note(name, given[0], result))
+            for name, layer in self.layers.items()
+        ]
+        try:
+            with torch.enable_grad():
+                return network(x, task), calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add(
+        self,
+        total: Mapping[str, Tensor],
+        network: Network,
+        task: str,
+        x: Tensor,
+        y: Tensor,
+        objective: LossOfOutputs,
+        magnitude: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Add the magnitudes of the gradients of all samples of a batch to those of the layers' parameters."""
+        logits, calls = self.calls(network, task, x)
+        with torch.enable_grad():
+            loss = vmap(objective)(logits.unsqueeze(1), y.unsqueeze(1)).sum()
+        single = {name: call for name, (call,) in calls.items()}
+        results = [result for _, result in single.values()]
+        deltas = torch.autograd.grad(loss, results, materialize_grads=True)
+        for (name, (given, _)), delta in zip(single.items(), deltas, strict=True):
+            size = magnitude(delta)
+            total[f"{name}.weight"].addmm_(size.t(), magnitude(given))
+            if self.layers[name].bias is not None:
+                total[f"{name}.bias"].add_(size.sum(0))
+
+
+def _dense_layers(
+    network: Network,
+    task: str,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    objective: LossOfOutputs,
+    magnitude: Callable[[Tensor], Tensor],
+) -> _DenseLayers:
+    """Return the dense layers that see one vector of every sample, and whose weights nothing else uses.
+
+    Whether something does is tried out on some samples: these have gradients of one sample and those of the products.
+    """
+    none = _DenseLayers({})
+    if not isinstance(network, MultiHeadNetwork):
+        return none  # whose layers compute with masked weights
+    device = next(network.parameters()).device
+    x, y = x.to(device), y.to(device)
+    owners = Counter(id(p) for _, p in network.backbone.named_parameters(remove_duplicate=False))
+    found = {
+        name: layer
+        for name, layer in network.backbone.named_modules()
+        if type(layer) is nn.Linear
+        and all(f"{name}.{own}" in parameters and owners[id(p)] == 1 for own, p in layer.named_parameters())
+        and not hasattr(layer, "parametrizations")
+    }
+    _, calls = _DenseLayers(found).calls(network, task, x)
+    layers = {
+        name: found[name]
+        for name, made in calls.items()
+        if len(made) == 1 and made[0][0].dim() == 2 and len(made[0][0]) == len(x) and made[0][1].requires_grad
+    }
+    dense = _DenseLayers(layers)
+    if not layers:
+        return none
+    mine = {name: parameters[name] for name in dense.names}
+    products, gradients = ({name: torch.zeros_like(p) for name, p in mine.items()} for _ in range(2))
+    dense.add(products, network, task, x, y, objective, magnitude)
+    _add_one_by_one(gradients, network, task, mine, x, y, objective, magnitude)
+    alike = {
+        name
+        for name in layers
+        if all(_are_alike(products[each], gradients[each]) for each in dense.names if each.rpartition(".")[0] == name)
+    }
+    return _DenseLayers({name: layer for name, layer in layers.items() if name in alike})
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """Return whether magnitudes agree up to rounding, and say something."""
+    return bool(other.any()) and torch.allclose(one, other, rtol=1e-2, atol=1e-3 * float(other.max()))
 
 
 def _mean_squared_batch_gradients(
