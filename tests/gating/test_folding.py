@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
 
 from hatrack import HATNetwork
 from hatrack.gating import partial_gradients
@@ -44,6 +45,49 @@ def pictures(convolution: Any, pool: Any, flat: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(7, 5),
     )
+
+
+class Plain(nn.Module):
+    """Dense layers along tokens, of which training may call a shallow copy."""
+
+    def __init__(self, copies: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.copies = nn.Linear(5, 12), nn.Linear(12, 6), copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        second = copy.copy(self.second) if self.copies and self.training else self.second
+        return second(torch.relu(self.first(x))).mean(1)
+
+
+def hook(kind: str, net: HATNetwork, part: Tensor, stack: ExitStack) -> list[Tensor]:
+    """Put a hook on the second layer of a network; gives the list of what it sees."""
+    layer: nn.Linear = net.backbone.second
+    seen: list[Tensor] = []
+    calls: list[None] = []
+
+    def act(module: nn.Module, args: Any) -> Any:
+        if kind == "changes":
+            return (args[0] + 1.0,)
+        if kind == "calls the layer":
+            layer.forward(args[0] + 1.0)
+        elif not calls:
+            calls.append(None)
+            net(part, "old")
+            calls.clear()
+        return None
+
+    def look(module: nn.Module, given: Any, _: Any) -> None:
+        seen.extend([given[0]] if module is layer else [])
+
+    if kind == "sees":
+        stack.callback(layer.register_forward_hook(look).remove)
+    elif kind == "of all layers":
+        stack.callback(register_module_forward_hook(look).remove)
+    elif kind == "sees gradients":
+        stack.callback(layer.register_full_backward_hook(look).remove)
+    else:
+        stack.callback(layer.register_forward_pre_hook(act).remove)
+    return seen
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -136,14 +180,44 @@ def test_a_gate_of_a_hundred_percent_and_one_of_nothing_change_no_bit() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_what_a_hook_gives_the_layer_is_gated_too() -> None:
-    net, x = build("tokens")
-    net.backbone.third.register_forward_pre_hook(lambda module, given: (given[0] + 1.0,))
-    with folding(0) as folded:
+@pytest.mark.parametrize(
+    "kind", ["sees", "changes", "calls the layer", "calls the network", "sees gradients", "of all layers"]
+)
+def test_a_layer_with_hooks_is_given_gated_inputs(kind: str) -> None:
+    results = []
+    for least in (0, float("inf")):
+        torch.manual_seed(0)
+        net = HATNetwork(Plain(), torch.zeros(3, 9, 5)).double()
+        net.add_task("old", 3)
         net.train()
-        net.anneal(1.0)
-        net(x, "old")
-        assert net.backbone.third in folded
+        net.anneal(0.3)
+        x = torch.randn(40, 9, 5, dtype=torch.float64)
+        with ExitStack() as stack, folding(least) as folded:
+            seen = hook(kind, net, x[:5], stack)
+            logits = net(x, "old")
+            logits.square().mean().backward()
+            assert net.backbone.second not in folded
+        results.append([logits.detach(), net.backbone.second.weight.grad, *(each.detach() for each in seen)])
+    assert len(results[0]) == len(results[1])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_shallow_copy_of_a_layer_is_given_gated_inputs() -> None:
+    torch.manual_seed(0)
+    net = HATNetwork(Plain(copies=True), torch.zeros(3, 9, 5)).double()
+    net.add_task("old", 3)
+    x = torch.randn(40, 9, 5, dtype=torch.float64)
+    with folding(0):
+        found = gradients(net, x, "old", 0.3)
+    with folding(float("inf")):
+        expected = gradients(net, x, "old", 0.3)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_gates_its_input_where_its_weight_cannot_take_the_gates() -> None:
+    net, _ = build("tokens")
     layer, gates = net.backbone.third, torch.rand(12, dtype=torch.float64)
     switch = FoldsGates.of(layer)
     assert isinstance(switch, PartialGradientSwitch)
@@ -151,7 +225,7 @@ def test_what_a_hook_gives_the_layer_is_gated_too() -> None:
     switch._active.leave(layer, gates)
     torch.testing.assert_close(layer.forward(given), nn.functional.linear(given * gates, layer.weight, layer.bias))
     switch._active.leave(layer, gates)
-    with torch.autocast("cpu", torch.bfloat16):  # under which no gates are left: the hook in between has begun it
+    with torch.autocast("cpu", torch.bfloat16):  # under which no gates are left: it has begun in between
         found = layer.forward(given.float())
     expected = nn.functional.linear((given * gates).bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16())
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05, check_dtype=False)

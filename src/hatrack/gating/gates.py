@@ -7,11 +7,13 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from hatrack import functional
@@ -130,16 +132,36 @@ class FoldsGates(abc.ABC):
     samples are rows of tokens, that saves most of what gates cost: passes over the activation in both directions.
     """
 
+    module: nn.Module
+
     @abc.abstractmethod
     def folds(self, module: nn.Module, value: Tensor) -> bool:
         """Return whether the gates of a value are to be left to the layer, which must then ask for them."""
 
     @staticmethod
     def of(module: nn.Module) -> FoldsGates | None:
-        """Return the object that computes a layer's result now; None where something else does."""
+        """Return the object that computes a layer's result now; None where something else does, or for another layer.
+
+        A shallow copy of a layer has its ``forward``, which computes with the layer and would look for no gates of the
+        copy.
+        """
         forward = vars(module).get("forward")
-        owner = getattr(getattr(forward, "func", forward), "__self__", None)  # that of a twin is bound to it by partial
-        return owner if isinstance(owner, FoldsGates) else None
+        owner = getattr(getattr(forward, "func", forward), "__self__", None)
+        if not isinstance(owner, FoldsGates):
+            return None
+        layer = forward.args[0] if isinstance(forward, partial) else owner.module  # twins are bound by partial
+        return owner if layer is module else None
+
+
+def _is_seen_by_gates_alone(module: nn.Module) -> bool:
+    """Return whether no hook but those of gates sees what a layer is given, or runs between its gate and the layer.
+
+    Others are to see a gated input and its gradient, may change it, and may call the network.
+    """
+    tables = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+    if has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    return all(isinstance(getattr(hook, "__self__", None), InputGate) for table in tables for hook in table.values())
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -352,7 +374,12 @@ class InputGate(nn.Module):
     def _for(self, module: nn.Module, value: Any) -> Any:
         """Return what a layer is to be given for a value."""
         folding = None if self._is_open or self._argument else FoldsGates.of(module)
-        if folding is not None and self._active.cleared is None and folding.folds(module, value):
+        if (
+            folding is not None
+            and self._active.cleared is None
+            and folding.folds(module, value)
+            and _is_seen_by_gates_alone(module)
+        ):
             gates = self._soft(value)
             if gates is not None and gates.dim() == 1 + len(self._trailing):  # and none for every sample
                 self._active.leave(module, gates)

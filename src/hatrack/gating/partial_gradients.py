@@ -327,10 +327,11 @@ class PartialGradientSwitch(FoldsGates):
         """
         weight = module.weight
         return (
-            isinstance(weight, Tensor)
+            not torch.compiler.is_compiling()  # first, since sizes that are compared are compiled for
+            and type(value) is Tensor
+            and isinstance(weight, Tensor)
             and value.numel() >= FOLDING_WORTH
             and value.numel() > weight.numel()
-            and type(value) is Tensor
             and torch.is_grad_enabled()
             and self._is_plain(value, weight)
             and self._partial_for(module, value) is None
@@ -343,7 +344,7 @@ class PartialGradientSwitch(FoldsGates):
             gated = self._active.gated(weight, gates)
             with self._active.not_kept(gated):
                 return self._with_weight(module, input, gated)
-        if gates is not None:  # a hook in between has changed the input to what cannot do with another weight
+        if gates is not None:  # a compiler has begun, or a mode has changed, between the gate and the layer
             input = input * gates  # noqa: A001
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._plain(module, input)
