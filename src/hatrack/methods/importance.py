@@ -6,6 +6,7 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,12 +204,17 @@ class _DenseLayers:
         """Return logits with a graph, and what every call of a layer was given and gave."""
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
 
-        def note(name: str, given: Tensor, result: Tensor) -> Tensor:
+        def note(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> Tensor:
+            given = args[0] if args else kwargs["input"]
             calls[name].append((given.detach().clone(), result))
             return result.clone()  # what follows may write to it
 
-        handles = [
-            layer.register_forward_hook(lambda _, given, result, name=name: note(name, given[0], result))
+        handles = [  # before other hooks, which may change the result
+            layer.register_forward_hook(
+                lambda _, args, kwargs, result, name=name: note(name, args, kwargs, result),
+                prepend=True,
+                with_kwargs=True,
+            )
             for name, layer in self.layers.items()
         ]
         try:
@@ -253,7 +259,8 @@ def _dense_layers(
 ) -> _DenseLayers:
     """Return the dense layers that see one vector of every sample, and whose weights nothing else uses.
 
-    Whether something does is tried out on some samples: these have gradients of one sample and those of the products.
+    Whether something else does is seen in the graph of some samples, even where it gives nothing for these. That the
+    layer's vectors are those of single samples is tried out: gradients of one sample at a time are those of products.
     """
     none = _DenseLayers({})
     if not isinstance(network, MultiHeadNetwork):
@@ -266,13 +273,18 @@ def _dense_layers(
         for name, layer in network.backbone.named_modules()
         if type(layer) is nn.Linear
         and all(f"{name}.{own}" in parameters and owners[id(p)] == 1 for own, p in layer.named_parameters())
-        and not hasattr(layer, "parametrizations")
+        and "weight" in dict(layer.named_parameters())  # else computed from others
     }
-    _, calls = _DenseLayers(found).calls(network, task, x)
+    logits, calls = _DenseLayers(found).calls(network, task, x)
+    uses = _uses(logits)
     layers = {
         name: found[name]
         for name, made in calls.items()
-        if len(made) == 1 and made[0][0].dim() == 2 and len(made[0][0]) == len(x) and made[0][1].requires_grad
+        if len(made) == 1
+        and made[0][0].shape[:-1] == (len(x),)
+        and made[0][1].requires_grad
+        and made[0][1].dtype == found[name].weight.dtype  # not of mixed precision
+        and all(uses[parameter] == 1 for parameter in found[name].parameters())
     }
     dense = _DenseLayers(layers)
     if not layers:
@@ -287,6 +299,23 @@ def _dense_layers(
         if all(_are_alike(products[each], gradients[each]) for each in dense.names if each.rpartition(".")[0] == name)
     }
     return _DenseLayers({name: layer for name, layer in layers.items() if name in alike})
+
+
+def _uses(result: Tensor) -> Counter[Tensor]:
+    """Count how often every parameter, or another leaf, occurs in the graph of a result."""
+    uses: Counter[Tensor] = Counter()
+    pending = [result.grad_fn]
+    seen = {result.grad_fn}
+    while pending:
+        node = pending.pop()
+        for function, _ in () if node is None else node.next_functions:
+            leaf = getattr(function, "variable", None)  # of what adds up a leaf's gradient
+            if isinstance(leaf, Tensor):
+                uses[leaf] += 1
+            elif function not in seen:
+                seen.add(function)
+                pending.append(function)
+    return uses
 
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:
