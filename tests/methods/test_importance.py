@@ -155,6 +155,21 @@ def test_dense_layers_take_products_where_these_are_the_gradients(
         torch.testing.assert_close(value, expected[name], rtol=rtol, atol=max(1e-6, 0.1 * rtol * float(value.max())))
 
 
+def test_fewer_samples_pass_at_once_where_much_is_kept_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = MultiHeadNetwork(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)), 5)
+    net.add_task("only", 3, torch.Generator().manual_seed(0))
+    x, y = torch.randn(40, 1, 8, 8), torch.arange(40) % 3
+    task = Task.from_tensors("only", x, y, x, y)
+    expected, passes = fisher_diagonal(net, task, Fisher.TRUE), []
+    net.backbone[3].register_forward_pre_hook(lambda module, given: passes.append(len(given[0])))
+    monkeypatch.setattr(importance, "MOST_GRADIENT_ENTRIES", 4000)
+    measured = fisher_diagonal(net, task, Fisher.TRUE)
+    assert max(passes) == 4000 // (8 * 8 + 288 + 5)  # the input, what the rectifier gives, and the features
+    for name, value in measured.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-8)
+
+
 def test_the_batch_estimate_is_that_of_the_hat_authors() -> None:
     net, task = prepared("shallow")
     x, y = task.train.load()

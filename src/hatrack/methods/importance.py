@@ -29,7 +29,8 @@ MOST_GRADIENT_ENTRIES = 2**26
 """Gradients of so many single samples are held at once: at most 64, and at most 256 MiB in float32."""
 
 DENSE_CHUNK = 256
-"""Samples at once where no gradient of a single one is made."""
+"""Most samples at once where no gradient of a single one is made; fewer where a pass would keep more for them than
+gradients of single samples may take."""
 
 LossOfOutputs = Callable[[Tensor, Tensor], Tensor]
 Network = MultiHeadNetwork | WeightMaskedNetwork
@@ -137,7 +138,7 @@ def _mean_over_samples(
         dense = _dense_layers(network, task, parameters, x[:2], y[:2], objective, magnitude)
         left = {name: value for name, value in parameters.items() if name not in dense.names}
         if dense.layers:
-            for samples, labels in _chunks(network, x, y, DENSE_CHUNK):
+            for samples, labels in _chunks(network, x, y, dense.chunk):
                 dense.add(total, network, task, samples, labels, objective, magnitude)
         if left:
             _add_one_by_one(total, network, task, left, x, y, objective, magnitude)
@@ -191,9 +192,11 @@ class _DenseLayers:
 
     Attributes:
         layers: the layers by their names in the backbone.
+        chunk: number of samples that a pass may have.
     """
 
     layers: Mapping[str, nn.Linear]
+    chunk: int = DENSE_CHUNK
 
     @property
     def names(self) -> Mapping[str, nn.Linear]:
@@ -275,7 +278,9 @@ def _dense_layers(
         and all(f"{name}.{own}" in parameters and owners[id(p)] == 1 for own, p in layer.named_parameters())
         and "weight" in dict(layer.named_parameters())  # else computed from others
     }
-    logits, calls = _DenseLayers(found).calls(network, task, x)
+    kept = _Kept(network)
+    with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor):
+        logits, calls = _DenseLayers(found).calls(network, task, x)
     uses = _uses(logits)
     layers = {
         name: found[name]
@@ -298,7 +303,34 @@ def _dense_layers(
         for name in layers
         if all(_are_alike(products[each], gradients[each]) for each in dense.names if each.rpartition(".")[0] == name)
     }
-    return _DenseLayers({name: layer for name, layer in layers.items() if name in alike})
+    chunk = max(1, min(DENSE_CHUNK, MOST_GRADIENT_ENTRIES * len(x) // max(1, kept.entries)))
+    return _DenseLayers({name: layer for name, layer in layers.items() if name in alike}, chunk)
+
+
+class _Kept:
+    """Count of what is kept for a backward pass, without the parameters of a network.
+
+    Args:
+        network: the network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        self._sizes: dict[int, int] = {}
+
+    def note(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is kept, once for all that share its memory."""
+        storage = tensor.untyped_storage()
+        memory = storage.data_ptr()
+        if memory not in self._parameters:  # and of a view of a large data set only what it shows
+            size = min(tensor.numel(), storage.nbytes() // tensor.element_size())
+            self._sizes[memory] = max(size, self._sizes.get(memory, 0))
+        return tensor
+
+    @property
+    def entries(self) -> int:
+        """Number of entries that are kept."""
+        return sum(self._sizes.values())
 
 
 def _uses(result: Tensor) -> Counter[Tensor]:
