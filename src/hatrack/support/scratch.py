@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 import weakref
 
 import numpy as np
@@ -22,14 +22,16 @@ class ScratchMemory:
     writing to it, and beyond 32 MiB a tensor's memory is new each time. Here a block is used again once nothing refers
     to the last tensor on it: no view, no graph, no gradient. Torch itself tells, by giving up its reference to the
     block; so nobody has to say when a tensor is no longer needed, and none can change while it is. Several threads may
-    ask at the same time. There are as many blocks as were in use at once, until they are cleared.
+    ask at the same time: who takes a block out of the table has it. There is no lock, which an interrupt in the wrong
+    moment would leave closed for good. There are as many blocks as were in use at once, until they are cleared.
 
     Copies and pickles begin without blocks.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blocks: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []  # with the last view that was handed out
+        self._numbers = itertools.count()
+        # With the last view that was handed out. Each operation on the table is a single one of Python's.
+        self._blocks: dict[int, tuple[np.ndarray, weakref.ref[np.ndarray]]] = {}
 
     def __reduce__(self) -> tuple[type[ScratchMemory], tuple[()]]:
         """Start copies without blocks."""
@@ -49,19 +51,21 @@ class ScratchMemory:
 
     def clear(self) -> None:
         """Give all memory back to the system that no tensor uses, and the rest once none does."""
-        with self._lock:
-            self._blocks.clear()
+        self._blocks.clear()
 
     def _take(self, size: int) -> np.ndarray:
         """Return bytes that nothing else uses."""
-        with self._lock:
-            for number, (block, last) in enumerate(self._blocks):
-                if block.nbytes == size + _ALIGNMENT and last() is None:
-                    del self._blocks[number]
-                    break
-            else:
-                block = np.empty(size + _ALIGNMENT, dtype=np.uint8)
-            start = -block.ctypes.data % _ALIGNMENT
-            memory = block[start : start + size]
-            self._blocks.append((block, weakref.ref(memory)))
-            return memory
+        block = self._left_over(size + _ALIGNMENT)
+        if block is None:
+            block = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+        start = -block.ctypes.data % _ALIGNMENT
+        memory = block[start : start + size]
+        self._blocks[next(self._numbers)] = block, weakref.ref(memory)
+        return memory
+
+    def _left_over(self, size: int) -> np.ndarray | None:
+        """Take a block of so many bytes out of the table whose last tensor is gone; None if there is none."""
+        for number, (block, last) in list(self._blocks.items()):
+            if block.nbytes == size and last() is None and self._blocks.pop(number, None) is not None:
+                return block
+        return None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -141,13 +140,14 @@ class _Operand:
 class _Kept:
     """Cache of what runs have shown, by all that it depends on: layers that are alike, and later runs, are quick.
 
-    The oldest results are dropped where there are more than fit into some megabytes.
+    The oldest results are dropped where there are more than fit into some megabytes. Several threads may ask at once,
+    and none waits for another: an interrupt in the wrong moment would leave a lock closed for good. At worst the size
+    is a little off.
     """
 
     def __init__(self, most: int = 1 << 26) -> None:
         self._most, self._size = most, 0
         self._results: dict[Any, tuple[Tensor, ...]] = {}
-        self._lock = threading.Lock()
 
     def found(self, key: Any, look: Callable[[], _Results]) -> _Results:
         """Return what is kept for a key, or look; nothing is kept for None."""
@@ -155,12 +155,11 @@ class _Kept:
         if known is not None:
             return known  # type: ignore[no-any-return]
         results = look()
-        with self._lock:
-            if key is not None and key not in self._results:
-                self._results[key] = results
-                self._size += _bytes(results)
-            while self._size > self._most:
-                self._size -= _bytes(self._results.pop(next(iter(self._results))))
+        if key is not None and self._results.setdefault(key, results) is results:
+            self._size += _bytes(results)
+        for oldest in list(self._results) if self._size > self._most else ():
+            if self._size > self._most and (dropped := self._results.pop(oldest, None)) is not None:
+                self._size -= _bytes(dropped)
         return results
 
 
