@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from hatrack.backbones import AlexNet, ResNet18
-from hatrack.methods import importance
+from hatrack.methods import importance, sample_products
 from hatrack.methods.importance import Fisher, fisher_diagonal, output_sensitivity
 from hatrack.methods.multi_head import MultiHeadNetwork
 from hatrack.streams import Task
@@ -132,13 +132,13 @@ def test_dense_layers_take_products_where_these_are_the_gradients(
     x[2:] *= 30.0 if kind.endswith("seldom") else 1.0
     task = Task.from_tensors("only", x, y, x, y)
     of_many: list[str] = []
-    one_by_one = importance._add_one_by_one
+    one_by_one = importance.add_one_by_one
 
     def noted(total: Any, network: Any, name: str, parameters: Any, x: Tensor, *rest: Any) -> None:
-        of_many.extend(parameters if len(x) > 2 else [])
+        of_many.extend(parameters)
         one_by_one(total, network, name, parameters, x, *rest)
 
-    monkeypatch.setattr(importance, "_add_one_by_one", noted)
+    monkeypatch.setattr(importance, "add_one_by_one", noted)
     is_square, before = magnitude is torch.square, dict(net.named_parameters())
     measured = fisher_diagonal(net, task, Fisher.TRUE) if is_square else output_sensitivity(net, task)
     assert len(measured) - len(of_many) == KINDS[kind]
@@ -163,7 +163,7 @@ def test_fewer_samples_pass_at_once_where_much_is_kept_for_each(monkeypatch: pyt
     task = Task.from_tensors("only", x, y, x, y)
     expected, passes = fisher_diagonal(net, task, Fisher.TRUE), []
     net.backbone[3].register_forward_pre_hook(lambda module, given: passes.append(len(given[0])))
-    monkeypatch.setattr(importance, "MOST_GRADIENT_ENTRIES", 4000)
+    monkeypatch.setattr(sample_products, "MOST_GRADIENT_ENTRIES", 4000)
     measured = fisher_diagonal(net, task, Fisher.TRUE)
     assert max(passes) == 4000 // (8 * 8 + 288 + 5)  # the input, what the rectifier gives, and the features
     for name, value in measured.items():
