@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hatrack.functional import Compensation
+from hatrack.methods.importance import Fisher
 from hatrack.support.dropout import ENTRIES_WORTH
 from hatrack.train import OptimizerKind
 
@@ -23,7 +24,9 @@ large inputs are multiplied with weights, and importance to dense layers is a pr
 
 
 _MEASURE_IMPORTANCE = frozenset({"ewc", "mas", "imm-mode", "dwa"})
-"""Methods that measure how much weights matter sample by sample."""
+"""Methods that measure how much weights matter, sample by sample unless their settings say otherwise."""
+
+_IN_BATCHES = frozenset({Fisher.BATCHES.value, Fisher.AUTHORS.value})
 
 
 def computed_otherwise(method: str, recorded: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ def computed_otherwise(method: str, recorded: Mapping[str, Any], config: Mapping
         said.append("steps of Adam were rounded in another way")
     if _FUSED_SINCE not in recorded and "gate_inputs" in config and config["network"] != "mlp":
         said.append("gates of large inputs were multiplied in another way")
-    if _FUSED_SINCE not in recorded and method in _MEASURE_IMPORTANCE:
+    if _FUSED_SINCE not in recorded and method in _MEASURE_IMPORTANCE and config.get("fisher") not in _IN_BATCHES:
         said.append("importance of weights was added up in another way")
     if _SLOPE_SINCE not in recorded and "ewc_fisher" in config and config["compensation"] == Compensation.EXACT.value:
         said.append("gradients of embeddings of weights were rounded in another way")

@@ -139,6 +139,17 @@ class FoldsGates(abc.ABC):
         """Return whether the gates of a value are to be left to the layer, which must then ask for them."""
 
     @staticmethod
+    def takes(module: nn.Module, gates: Tensor) -> bool:
+        """Return whether gates are a number for every input channel or feature of a layer.
+
+        They are not where every sample has gates of its own, nor where a convolution goes along its units, as in
+        efficient channel attention.
+        """
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return gates.dim() == weight.dim() - 1 and gates.numel() == len(gates) == weight.shape[1]
+
+    @staticmethod
     def of(module: nn.Module) -> FoldsGates | None:
         """Return the object that computes a layer's result now; None where something else does, or for another layer.
 
@@ -381,7 +392,7 @@ class InputGate(nn.Module):
             and _is_seen_by_gates_alone(module)
         ):
             gates = self._soft(value)
-            if gates is not None and gates.dim() == 1 + len(self._trailing):  # and none for every sample
+            if gates is not None and folding.takes(module, gates):
                 self._active.leave(module, gates)
                 return value
         return self(value)

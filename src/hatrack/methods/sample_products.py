@@ -131,7 +131,7 @@ def dense_layers(
         and all(f"{name}.{own}" in parameters and owners[id(p)] == 1 for own, p in layer.named_parameters())
         and "weight" in dict(layer.named_parameters())  # else computed from others
     }
-    kept = _Kept(network)
+    kept = _SavedEntries(network)
     with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor):
         logits, calls = DenseLayers(found).calls(network, task, x)
     uses = _uses(logits)
@@ -160,7 +160,7 @@ def dense_layers(
     return DenseLayers({name: layer for name, layer in layers.items() if name in alike}, chunk)
 
 
-class _Kept:
+class _SavedEntries:
     """Count of what is kept for a backward pass, without the parameters of a network.
 
     Args:
