@@ -15,7 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from hatrack import HATNetwork
 from hatrack.gating import partial_gradients
-from hatrack.gating.gates import ActiveTask, FoldsGates
+from hatrack.gating.folding import FoldsGates
+from hatrack.gating.gates import ActiveTask
 from hatrack.gating.partial_gradients import PartialGradientSwitch
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import abc
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from hatrack import functional
 from hatrack.errors import InputError
+from hatrack.gating.folding import FoldsGates, is_called_with_hooks_of
 from hatrack.gating.recomputing import GatedInput
 from hatrack.masks.packing import move_along
 from hatrack.support.randomness import random_numbers_apart
@@ -25,7 +23,6 @@ from hatrack.units import Group, Reader
 
 __all__ = [
     "ActiveTask",
-    "FoldsGates",
     "InputGate",
     "change_argument",
     "groups_switched_off",
@@ -123,56 +120,6 @@ _Parts = Mapping[tuple[int, int], Tensor]
 _Outer = tuple[
     Tensor | None, Tensor | None, Tensor | None, _Parts | None, GatedInput | None, dict[str, nn.Module] | None
 ]
-
-
-class FoldsGates(abc.ABC):
-    """Object that computes a layer's result, and may multiply the layer's weight with the gates of its input.
-
-    ``(h ⊙ a) Wᵀ`` is ``h (W ⊙ a)ᵀ``. Where an activation has more numbers than the weight, as in convolutions and where
-    samples are rows of tokens, that saves most of what gates cost: passes over the activation in both directions.
-    """
-
-    module: nn.Module
-
-    @abc.abstractmethod
-    def folds(self, module: nn.Module, value: Tensor) -> bool:
-        """Return whether the gates of a value are to be left to the layer, which must then ask for them."""
-
-    @staticmethod
-    def takes(module: nn.Module, gates: Tensor) -> bool:
-        """Return whether gates are a number for every input channel or feature of a layer.
-
-        They are not where every sample has gates of its own, nor where a convolution goes along its units, as in
-        efficient channel attention.
-        """
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return gates.dim() == weight.dim() - 1 and gates.numel() == len(gates) == weight.shape[1]
-
-    @staticmethod
-    def of(module: nn.Module) -> FoldsGates | None:
-        """Return the object that computes a layer's result now; None where something else does, or for another layer.
-
-        A shallow copy of a layer has its ``forward``, which computes with the layer and would look for no gates of the
-        copy.
-        """
-        forward = vars(module).get("forward")
-        owner = getattr(getattr(forward, "func", forward), "__self__", None)
-        if not isinstance(owner, FoldsGates):
-            return None
-        layer = forward.args[0] if isinstance(forward, partial) else owner.module  # twins are bound by partial
-        return owner if layer is module else None
-
-
-def _is_seen_by_gates_alone(module: nn.Module) -> bool:
-    """Return whether no hook but those of gates sees what a layer is given, or runs between its gate and the layer.
-
-    Others are to see a gated input and its gradient, may change it, and may call the network.
-    """
-    tables = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
-    if has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
-    return all(isinstance(getattr(hook, "__self__", None), InputGate) for table in tables for hook in table.values())
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -389,7 +336,7 @@ class InputGate(nn.Module):
             folding is not None
             and self._active.cleared is None
             and folding.folds(module, value)
-            and _is_seen_by_gates_alone(module)
+            and is_called_with_hooks_of(module, InputGate)  # others are to see gated inputs, and may call the network
         ):
             gates = self._soft(value)
             if gates is not None and folding.takes(module, gates):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.gating.gates import ActiveTask, FoldsGates
+from hatrack.gating.folding import FoldsGates
+from hatrack.gating.gates import ActiveTask
 from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
