@@ -369,3 +369,38 @@ def test_values_that_are_not_finite_are_found_anywhere(value: float, dtype: torc
             backbone.weight.view(-1)[index] = value
         assert find_nonfinite(backbone) == ["backbone.weight"]
         torch.nn.init.zeros_(backbone.weight)
+
+
+@pytest.mark.parametrize("change", ["step", "forget", "load"])
+def test_what_is_asked_within_one_block_of_autocast_is_answered_with_the_weights_of_now(change: str) -> None:
+    """Torch keeps converted weights until the outermost block ends, whatever is written to the weights meanwhile."""
+    layers = (torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU())
+    net = HATNetwork(torch.nn.Sequential(*layers), torch.zeros(1, 6))
+    x = torch.randn(5, 6)
+    learn_batch(net, "a", x)
+    learn_batch(net, "b", x)
+    other = {name: value.clone() for name, value in net.state_dict().items()}
+    net.add_task("c", 2)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("c"), lr=0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            net.train()
+            net(x, "c").square().sum().backward()
+            if change == "step":
+                optimizer.step()
+        if change != "step":
+            optimizer.step()
+        net.consolidate("c")
+        net(x, "c").sum()
+        if change == "forget":
+            net.forget("b", generator=torch.Generator().manual_seed(3))
+        elif change == "grow":
+            net.grow({group.name: 2 for group in net.units.groups})
+        elif change == "load":
+            net.forget("c")
+            net.load_state_dict(other)
+        names = net.task_names
+        with torch.no_grad():
+            within = [net.eval()(x, name) for name in names]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(net(x, name), answer) for name, answer in zip(names, within, strict=True))

@@ -248,6 +248,7 @@ class OptimizerHooks(CountsSteps):
         for embedding in self._source.bounded():
             if id(embedding) in found.present:
                 embedding.clamp_(-functional.EMBEDDING_BOUND, functional.EMBEDDING_BOUND)
+        torch.clear_autocast_cache()  # within torch.autocast it holds the weights of before the step
         self._stepping.discard(optimizer)
         self._last_event = f"the last step of {type(optimizer).__name__}"
         self.count += 1

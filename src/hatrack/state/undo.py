@@ -287,7 +287,10 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
         @functools.wraps(method)
         def wrapped(network: Any, *args: Any, **kwargs: Any) -> Any:
             with network.turns.changing():
-                return all_of(network, *args, **kwargs)
+                try:
+                    return all_of(network, *args, **kwargs)
+                finally:
+                    torch.clear_autocast_cache()  # within torch.autocast it holds the weights of before the change
 
         def all_of(network: Any, *args: Any, **kwargs: Any) -> Any:
             protection = vars(network).get("protection")
