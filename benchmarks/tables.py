@@ -175,9 +175,17 @@ def is_made(record: Mapping[str, Any], row: Row, common: Mapping[str, Any]) -> b
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the number that ``embedding_lr_factor=none`` stands for with SGD, and always has: 1."""
+    """Return settings with the numbers that ``none`` stands for and always has.
+
+    ``embedding_lr_factor`` is 1 with SGD, and ``learned_at`` 0 in networks of more than 100 units, as in all tables.
+    """
     stands_for_one = config["optimizer"] == "sgd" and config.get("embedding_lr_factor", 1.0) is None
-    return {**config, **({"embedding_lr_factor": 1.0} if stands_for_one else {})}
+    stands_for_none = "learned_at" in config and config["learned_at"] is None
+    return {
+        **config,
+        **({"embedding_lr_factor": 1.0} if stands_for_one else {}),
+        **({"learned_at": 0.0} if stands_for_none else {}),
+    }
 
 
 def require_same_data(path: Path, experiment: str, data: Path) -> None:

@@ -7,22 +7,28 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hatrack import HATNetwork
-from hatrack.methods import Pace, Schedule
+from hatrack.methods import Batch, Pace, Schedule
 from hatrack.methods.hat import (
     ADAM_C,
+    FALL,
     HAT,
+    LEARNED_AT,
     LEAST_C,
     MOST_C,
+    NARROW,
     PAPER_C,
     TRAVEL,
     HATSettings,
     InitialEmbedding,
     MaskSchedule,
 )
-from hatrack.train import EpochDone, Training, TrainingSettings
+from hatrack.methods.late_cost import Fall
+from hatrack.train import BatchDone, EpochDone, Training, TrainingSettings
 from support.toys import make, setup, tasks
 
 TASKS = tasks("mlp", 2, samples=48)
@@ -223,3 +229,97 @@ def test_a_training_that_has_slowed_down_enough_ends_with_its_mask() -> None:
     assert training.over
     assert method.network.is_settled(TASKS[0].name)
     method.end_task(TASKS[0])
+
+
+# ------------------------------------------------------------------------------------- c that waits for what is learned
+
+
+def held_back(losses: Sequence[float], **settings: Any) -> list[float]:
+    """Return c in the epochs that learn the mask, of a training with Adam whose epochs have these losses."""
+    method, task = hat(**settings), TASKS[0]
+    method.note_pace(Pace(0.001, 3, epochs=EPOCHS, adaptive=True))
+    method.begin_task(task)
+    method.train_mode(True)
+    x, y = task.train.load()
+    samples = Batch(x, y, (task.name,), torch.zeros_like(y), 0.0, objectives=(task.objective,))
+    (length, *_), found = method.phases(EPOCHS), []
+    for epoch, loss in zip(range(1, length + 1), losses, strict=False):
+        method.begin_epoch(epoch, length, samples)
+        found.append(method.strength())
+        method.note_loss(loss)
+    return found
+
+
+GUESSED = torch.tensor(float(TASKS[0].num_classes)).log().item()
+"""Loss of answering 0 to every sample of the task."""
+
+LENGTH = 17
+"""Epochs that learn the mask."""
+
+
+def test_a_narrow_network_pays_nothing_for_a_task_of_which_nothing_is_learned_but_in_the_end() -> None:
+    found = held_back([GUESSED] * LENGTH)
+    assert found[:12] == pytest.approx([0.0] * 12, abs=1e-6), "the onset ends with the 12th of 20 epochs"
+    assert found[12:] == pytest.approx([ADAM_C * share for share in (0.2, 0.4, 0.6, 0.8, 1.0)])
+
+
+@given(st.lists(st.floats(0.0, 10.0), min_size=LENGTH, max_size=LENGTH))
+def test_c_is_never_more_than_by_the_epochs_alone_and_never_falls(losses: list[float]) -> None:
+    waits, alone = held_back(losses), held_back(losses, learned_at=0.0)
+    assert waits == sorted(waits)
+    assert all(c <= whole for c, whole in zip(waits, alone, strict=True))
+    assert waits[-1] == alone[-1] == ADAM_C
+    for epoch in range(1, LENGTH):
+        if min(losses[:epoch]) < 0.999 * LEARNED_AT * max(losses[0], GUESSED):
+            assert waits[epoch] == alone[epoch], "what is learned in time costs what it costs without waiting"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"c": ADAM_C}, {"embedding_lr_factor": 1.0}, {"learned_at": 0.0}, {"rotations": 4, "learned_at": 0.5}]
+)
+def test_where_c_or_the_rate_is_said_or_losses_are_other_ones_nothing_waits(settings: dict[str, Any]) -> None:
+    if "rotations" in settings:
+        method = make("hat", "conv", **settings)
+        task = tasks("conv", 1, samples=16)[0]
+        method.begin_task(task)
+        method.begin_epoch(1, LENGTH, None)
+        assert FALL not in method.training_state()
+        return
+    found = held_back([GUESSED] * LENGTH, **settings)
+    assert found == held_back([0.0] * LENGTH, **settings)
+
+
+def test_only_narrow_networks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hat().network.masking.graph.num_units <= NARROW
+    narrow = held_back([GUESSED] * LENGTH)
+    monkeypatch.setattr("hatrack.methods.hat.NARROW", 27)
+    wide = held_back([GUESSED] * LENGTH)
+    assert narrow[4:12] == pytest.approx([0.0] * 8, abs=1e-6)
+    assert min(wide[4:12]) > 0.1
+    assert held_back([GUESSED] * LENGTH, learned_at=0.5) == narrow, "unless it is said"
+
+
+@given(st.floats(0.0, 100.0), st.lists(st.floats(0.0, 100.0), max_size=5))
+def test_the_fall_of_a_loss_is_its_least_one_beside_the_highest(highest: float, losses: list[float]) -> None:
+    fall = Fall(highest)
+    for loss in losses:
+        fall = fall.after(loss)
+    assert Fall.from_tensor(fall.to_tensor()) == fall
+    start = max([highest, *losses[:1]])
+    wanted = 0.0 if not losses else 1.0 - min(losses) / start if start else 1.0
+    assert fall.share == pytest.approx(max(wanted, 0.0) if start else 1.0)
+
+
+def test_the_loss_that_counts_is_that_of_answers_alone() -> None:
+    """Beside it the progress bar shows the whole one, which a mask's cost makes higher."""
+    method = hat(schedule=MaskSchedule.SETTLED, c=5.0, learned_at=0.5)
+    noted: list[float] = []
+    method.note_loss = noted.append  # type: ignore[method-assign]
+    method.begin_task(TASKS[0])
+    shown = []
+    for event in Training(method, TASKS[:1], TrainingSettings(epochs=6, batch_size=48, lr=1e-6)):
+        if isinstance(event, BatchDone) and event.done == event.total:
+            shown.append(event.loss)
+    assert len(noted) == len(shown) == 6
+    assert noted == pytest.approx([noted[0]] * 6, abs=0.05), "the same weights, but for dropout"
+    assert max(shown) > noted[0] + 1.0

@@ -94,6 +94,11 @@ def test_going_on_with_batch_norms_ends_with_the_same_bits(name: str, tmp_path: 
     assert_same_bits(name, "norm" if name in ("pnn", "pathnet") else "conv", tmp_path)
 
 
+def test_a_c_that_waits_for_what_is_learned_ends_with_the_same_bits(tmp_path: Path) -> None:
+    training = TrainingSettings(epochs=8, batch_size=16, optimizer=OptimizerKind.ADAM, lr=0.003)
+    assert_same_bits("hat", "mlp", tmp_path, training, schedule=MaskSchedule.SETTLED)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"ewc": 10.0}, {"capacity": Room.GROW, "growth_threshold": 0.9}])
 def test_pmask_with_its_combinations_ends_with_the_same_bits(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -156,10 +156,17 @@ class EpochPlan:
 
 
 class Loss(NamedTuple):
-    """A loss and where it came from: ``value`` is a scalar to minimise, ``logits`` are outputs ``(N, outputs)``."""
+    """A loss and where it came from.
+
+    Attributes:
+        value: a scalar to minimise.
+        logits: outputs, ``(N, outputs)``.
+        penalty: the part of ``value`` that was added to the loss of the answers, a scalar; None where nothing was.
+    """
 
     value: Tensor
     logits: Tensor
+    penalty: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, batch: Batch) -> Loss:
@@ -172,7 +179,8 @@ class Loss(NamedTuple):
 
     def plus(self, penalty: Tensor) -> Loss:
         """Return the loss with a scalar added to it."""
-        return Loss(self.value + penalty, self.logits)
+        added = penalty if self.penalty is None else self.penalty + penalty
+        return Loss(self.value + penalty, self.logits, added)
 
 
 ANY_CLASSES = Classification(())
@@ -483,6 +491,9 @@ class Method(abc.ABC):
             samples: all the training samples.
         """
         return EpochPlan()
+
+    def note_loss(self, loss: float) -> None:  # noqa: B027 - what few methods go by
+        """Take note of the mean loss of an epoch's steps, without what was added to that of the answers."""
 
     def training_state(self) -> Mapping[str, Tensor]:
         """Return all that the rest of a task's training depends on, between two epochs; here what is trained alone.

@@ -16,7 +16,7 @@ from hatrack.errors import InputError
 from hatrack.functional import EMBEDDING_BOUND, Compensation, Conditioning, GateFunction, Regularization
 from hatrack.gating.norms import BatchNorms
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Pace, Schedule, Setup
-from hatrack.methods.late_cost import Onset
+from hatrack.methods.late_cost import Fall, Onset
 from hatrack.methods.masked import MaskedMethod, Room, growth_of
 from hatrack.methods.turning import TurningSettings
 from hatrack.models.hat import HATNetwork
@@ -37,11 +37,22 @@ ADAM_C = 2.0
 """The c of :attr:`MaskSchedule.SETTLED` with Adam, in all trainings: Adam makes steps of one size of the regulariser's
 gradient and the task's together, whatever their sizes."""
 
+NARROW, LEARNED_AT = 100, 0.5
+"""Most units of a network that counts as narrow, and the fall of the loss at which a task counts as learned there.
+
+``ADAM_C`` is of wide networks. The fewer units share the cost, the more of it each one has, which switches most of a
+narrow network off before anything is learned. A smaller c would let the first tasks keep too many units; held back, it
+changes nothing where a task is learned in time.
+"""
+
 PAPER_C = 0.75
 """The c of the paper."""
 
 SETTLED = "settled"
 """Name in the state of a training for whether the mask is final."""
+
+FALL = "fall"
+"""Name in the state of a training for how far the loss has fallen."""
 
 SAME = ("s_max", "hard", "compensation", "gate_function", "regularizer", "batch_norms", "gate_inputs")
 """Settings that the network has under the same name."""
@@ -80,6 +91,11 @@ class HATSettings(TurningSettings):
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
             schedule. With the settled one it is 2 under Adam with ``embedding_lr_factor`` None, and else as much, 0.75
             to 5, as switches units off in the steps there are, as if of SGD (momentum does not count).
+        learned_at: fall of the training loss, as a share of the loss of answering 0 to everything, up to which the
+            settled schedule holds c back, so that a small network learns a task before it costs units: c is whole once
+            the loss has fallen so far, less before, and whole in the mask's last epoch at any rate. 0 lets c follow the
+            epochs alone, as ``rotations`` and ``contrastive`` do, whose losses are other ones. None is 0.5 in networks
+            of up to 100 units that learn with Adam and c and ``embedding_lr_factor`` of None, and else 0.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -105,6 +121,7 @@ class HATSettings(TurningSettings):
     schedule: MaskSchedule = MaskSchedule.SETTLED
     s_max: float = 400.0
     c: float | None = None
+    learned_at: float | None = None
     hard: bool = True
     compensation: Compensation = Compensation.EXACT
     conditioning: Conditioning = Conditioning.CUMULATIVE
@@ -127,6 +144,8 @@ class HATSettings(TurningSettings):
         require_range(self, "keep", most=1)
         if self.c is not None:
             require_nonnegative(self, "c")
+        if self.learned_at is not None:
+            require_range(self, "learned_at", least=0, most=1)
         if self.embedding_lr_factor is not None:
             require_range(self, "embedding_lr_factor", above=0)
         if not self.embedding_low < self.embedding_high <= EMBEDDING_BOUND:
@@ -148,14 +167,18 @@ class HAT(MaskedMethod):
     settings_type = HATSettings
     capturable = True
     earlier = Earlier(
-        {"embedding_lr_factor": 1.0},
+        {"learned_at": 0.0},
         before=Earlier(
-            {
-                "schedule": MaskSchedule.PAPER,
-                "c": PAPER_C,
-                "embedding": InitialEmbedding.NORMAL,
-                "embedding_lr_factor": 1.0,
-            }
+            {"learned_at": 0.0, "embedding_lr_factor": 1.0},
+            before=Earlier(
+                {
+                    "schedule": MaskSchedule.PAPER,
+                    "c": PAPER_C,
+                    "learned_at": 0.0,
+                    "embedding": InitialEmbedding.NORMAL,
+                    "embedding_lr_factor": 1.0,
+                }
+            ),
         ),
     )
     network: HATNetwork
@@ -165,6 +188,7 @@ class HAT(MaskedMethod):
         super().__init__(setup, settings)
         self._strength = self._whole = PAPER_C
         self._reached: float | None = None
+        self._fall: Fall | None = None  # None: not known, so that the regulariser follows the epochs alone
         self.network = HATNetwork(
             self.build_backbone(),
             setup.example_input,
@@ -196,6 +220,7 @@ class HAT(MaskedMethod):
         start = Uniform(self.settings.embedding_low, self.settings.embedding_high) if uniform else None
         self.network.add_task(task.name, task.num_classes, generator=generator, embedding=start)
         self._strength = self._whole = PAPER_C if self.settings.c is None else self.settings.c
+        self._fall = None
 
     def mask_phases(self, epochs: int) -> Sequence[int]:
         """Divide the epochs into those that learn the mask, and those that train under it."""
@@ -216,8 +241,24 @@ class HAT(MaskedMethod):
             onset = Onset.of(total)
             if self.settings.c is None and self.pace is not None:
                 self._whole = self._strength_for(self.pace, onset.middle, epochs, total)
-            self._strength = self._whole * onset.share(epoch)
+            if epoch == 1 and self._learned_at and not (self.turns or self.contrastive):
+                self._fall = Fall.before(samples)
+            fallen = 1.0 if self._fall is None else min(self._fall.share / self._learned_at, 1.0)
+            self._strength = self._whole * onset.share(epoch) * max(fallen, onset.share_at_least(epoch, epochs))
         return super().begin_epoch(epoch, epochs, samples)
+
+    @property
+    def _learned_at(self) -> float:
+        """Fall of the loss at which c is whole, by the settings or by what the network is like; 0 for none."""
+        if self.settings.learned_at is not None:
+            return self.settings.learned_at
+        by_steps = self.pace is not None and self.pace.adaptive and self.settings.embedding_lr_factor is None
+        is_narrow = self.network.masking.graph.num_units <= NARROW
+        return LEARNED_AT if by_steps and is_narrow and self.settings.c is None else 0.0
+
+    def note_loss(self, loss: float) -> None:
+        """Note how far the loss has fallen."""
+        self._fall = None if self._fall is None else self._fall.after(loss)
 
     def _strength_for(self, pace: Pace, first: float, last: float, epochs: float) -> float:
         """Return the c for a task: ``ADAM_C`` with Adam; with SGD, within bounds, what moves embeddings by ``TRAVEL``.
@@ -274,15 +315,18 @@ class HAT(MaskedMethod):
         return task is not None and self.network.is_settled(task)
 
     def training_state(self) -> Mapping[str, Tensor]:
-        """Return what is trained, and whether the mask is final."""
+        """Return what is trained, whether the mask is final, and how far the loss has fallen."""
         final = {SETTLED: torch.tensor(True)} if self._is_settled else {}
-        return {**super().training_state(), **final}
+        fall = {} if self._fall is None else {FALL: self._fall.to_tensor()}
+        return {**super().training_state(), **final, **fall}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`training_state` gave."""
         if SETTLED in state:
             self.begin_mask_phase(1)
-        super().load_training_state({name: value for name, value in state.items() if name != SETTLED})
+        if FALL in state:
+            self._fall = Fall.from_tensor(state[FALL])
+        super().load_training_state({name: value for name, value in state.items() if name not in (SETTLED, FALL)})
 
     @property
     def embedding_lr_factor(self) -> float | None:

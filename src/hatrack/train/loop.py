@@ -247,15 +247,15 @@ class Training:
         order = torch.randperm(count, generator=seeded_generator(seed, "shuffle", self._task, epoch)).to(device)
         order = order if plan.rows is None else plan.rows.to(device)[order]
         batches = math.ceil(count / settings.batch_size)
-        total = torch.zeros((), device=device)
+        total, penalties = torch.zeros((), device=device), torch.zeros((), device=device)
         # Asking another device for the norm would wait for it, which costs more than multiplying by one.
         read = device.type == "cpu" and self._captured is None
 
         def step(rows: Tensor, progress: float | Tensor, /) -> None:
             rows, weight = ranks.share(rows)
             with self._autocast(), _batch_norms_explained(self._task):
-                loss = method.loss(train.part(rows, progress)).value
-            loss = loss if ranks.size == 1 else loss * weight
+                made = method.loss(train.part(rows, progress))
+            loss = made.value if ranks.size == 1 else made.value * weight
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             _require_dense(parameters)
@@ -263,12 +263,14 @@ class Training:
             clip(parameters, settings.clip_norm, read=read)
             self._optimizer.step()
             total.add_(loss.detach())
+            if made.penalty is not None:
+                penalties.add_(made.penalty.detach(), alpha=weight)
 
         captured = self._captured
         make = (
             one_by_one(step, order, settings.batch_size)
             if captured is None
-            else captured.of_epoch(step, order, [total])
+            else captured.of_epoch(step, order, [total, penalties])
         )
         method.train_mode(True)
         # Dropout draws from torch's global generator and takes no other: seed it here, and give it back as it was.
@@ -285,6 +287,9 @@ class Training:
                     require_finite(mean, "loss", self._task, epoch)
                 if mean is not None or captured is None:
                     yield BatchDone(epoch, index + 1, batches, mean)
+        of_answers = total - penalties
+        ranks.add_up([of_answers])
+        method.note_loss(float(of_answers) / batches)
 
     def _autocast(self) -> torch.autocast:
         mixed = self._settings.precision is Precision.BFLOAT16
