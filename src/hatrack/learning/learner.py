@@ -283,8 +283,8 @@ class Learner:
             warnings.warn(
                 f"task {task!r} answers {what} for all {len(y)} samples that it was trained on: masks may have "
                 "switched off too much in too few steps; train longer or faster "
-                "(training=hatrack.TrainingSettings(epochs=..., lr=...)), take wider layers, give more samples, or weigh "
-                "masks less (settings=hatrack.HATSettings(c=0.1)), which leaves less to later tasks",
+                "(training=hatrack.TrainingSettings(epochs=..., lr=...)), take wider layers, give more samples, or "
+                "weigh masks less (settings=hatrack.HATSettings(c=0.1)), which leaves less to later tasks",
                 stacklevel=4,  # of this method, torch's around it, and fit
             )
 
