@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -796,12 +796,15 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a ``state_dict`` of a network with the same tasks; those that it calls consolidated are protected.
 
-        Loading it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
+        Tasks that are in training here may be consolidated there, and never the other way round: what is consolidated
+        stays so. Snapshots of a task in training, as of its best epoch, are loaded before it is consolidated. Loading
+        it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
 
         Raises:
             GuaranteeError: its protected entries are not those that its tasks were consolidated with.
-            InputError: it is of a network with other consolidated tasks, or of other widths, as after :meth:`grow`; the
-                message says by how many units this one has to grow first.
+            InputError: it is of a network with other consolidated tasks, or in which a task of these is still in
+                training; or of other widths, as after :meth:`grow`; the message says by how many units this one has to
+                grow first.
         """
         return super().load_state_dict(*args, **kwargs)
 
@@ -820,7 +823,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             if there != here:
                 raise InputError(
                     f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
-                    f"{sorted(here)}; add the same tasks first, or keep whole networks with net.save and hatrack.load"
+                    f"{sorted(here)}; {_advice_for_other_tasks(there, here)}"
                 )
             self.renew_protection()
             self.protection.require_unmoved()
@@ -856,6 +859,20 @@ def _description_of(state: TaskState) -> dict[str, Any]:
     if state.num_classes is not None:
         return described
     return {**described, "head": description_of_modules(state.head), "settings": settings_in_json(state.head)}
+
+
+def _advice_for_other_tasks(there: Collection[str], here: Collection[str]) -> str:
+    """Return what to do where other tasks are consolidated in a ``state_dict`` than in the network that loads it."""
+    kept = sorted(set(here) - set(there))
+    if not set(there) < set(here):
+        return "add the same tasks first, or keep whole networks with net.save and hatrack.load"
+    named, tasks, stay, them = ", ".join(map(repr, kept)), "task", "stays", "it"
+    if len(kept) > 1:
+        tasks, stay, them = "tasks", "stay", "them"
+    return (
+        f"{tasks} {named} {stay} consolidated, which no loading takes back: load a snapshot of a training before "
+        f"net.consolidate, or into another network; to learn {them} again, net.forget {them} and add {them} anew"
+    )
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:
