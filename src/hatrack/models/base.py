@@ -353,6 +353,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.masking.refresh()
             self.protection.renew()
             self.masking.bind(self.protection.plan)
+            self.masking.watch.record_tasks()
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
@@ -440,7 +441,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         with self.turns.asking():
             self.protection.require_same_parts(states)
             if self.masking.interface.has_samples(x):  # else the call itself says what is wrong
-                self.masking.admit(x, self.change)
+                self.masking.admit(x, states, self.change)
 
     @all_or_nothing()
     def change(self, change: Callable[[], None]) -> None:
@@ -855,7 +856,13 @@ def _require_attachable(backbone: nn.Module) -> None:
 
 def _description_of(state: TaskState) -> dict[str, Any]:
     """Return what a file says about a task, its tensors apart."""
-    described = {"name": state.name, "num_classes": state.num_classes, "consolidated": state.consolidated}
+    described: dict[str, Any] = {
+        "name": state.name,
+        "num_classes": state.num_classes,
+        "consolidated": state.consolidated,
+    }
+    if len(state.batch_norms):
+        described["norms"] = settings_in_json(state.batch_norms, gathering=True)
     if state.num_classes is not None:
         return described
     return {**described, "head": description_of_modules(state.head), "settings": settings_in_json(state.head)}

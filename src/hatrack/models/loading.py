@@ -19,7 +19,7 @@ from hatrack.models.forgetting import Forgotten
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
-from hatrack.protection.structure import settings_in_json
+from hatrack.protection.structure import restore_settings, settings_in_json
 from hatrack.state.tryouts import agree
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.support.example import Example
@@ -259,6 +259,7 @@ def network_from(
         own = f"tasks.{index}."
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
         opened.prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
+        restore_settings(opened.batch_norms, task.get("norms", {}))
     state["_extra_state"] = described["digests"]
     try:
         _require_match(path, state, net.state_dict())

@@ -185,7 +185,7 @@ class Protection:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
                 "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
-                "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
+                "into the old parameters, as load_state_dict does); detach() and attaching anew would lose all tasks"
             )
         self.require_same_shapes(keys)
 
@@ -228,7 +228,7 @@ class Protection:
             raise GuaranteeError(
                 f"{named} had requires_grad=False when the network was attached, so that no task gates what it "
                 "computes, and it must not be trained now: call requires_grad_(False) on it; to train it, detach(), "
-                "turn it on, and attach the backbone anew"
+                "turn it on, and attach the backbone anew, which loses all tasks"
             )
 
     def _require_same_buffers(self) -> None:
@@ -249,7 +249,7 @@ class Protection:
         if replaced:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, and consolidated tasks would give other outputs; put back "
-                "the buffer that was there, or detach() and attach the backbone anew"
+                "the buffer that was there; detach() and attaching anew would lose all tasks"
             )
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
