@@ -51,6 +51,7 @@ from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.layouts import lay_out, strides_of
 from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
 from hatrack.support.parameters import divided
@@ -59,6 +60,10 @@ from hatrack.support.ranges import require_above_zero
 __all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+_STRIDES = "strides"
+"""Key of strides beside digests, whose names are those of parameters, buffers and tasks."""
 
 
 def read_only(path: str) -> Any:
@@ -114,6 +119,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
         self._loading: Snapshot | None = None
+        self._strides: Mapping[str, Sequence[int]] | None = None  # of the state that is being loaded
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
             self.masking.record_widths(self.masking.units_now())  # which are refused where it could never grow
@@ -719,6 +725,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             **({"untrained": list(masking.untrained)} if masking.untrained else {}),
             "tasks": [_description_of(state) for state in self.tasks],
             "digests": self.protection.digests,
+            "strides": strides_of(self),
             "settings": settings_in_json(self.backbone, masking.own_state.names),
             "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
             "probes": probes,
@@ -741,7 +748,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Move or convert the network (``to``, ``cuda``, ``half``), and derive the protection again.
 
         A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
-        taken of the converted values.
+        taken of the converted values. Another memory format may change last bits, which a warning says, too.
 
         Raises:
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
@@ -766,6 +773,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 stacklevel=4,
             )
         self.masking.example_input = self.masking.example_input.converted(fn)
+        protection.report_layouts(stacklevel=6)
         self.renew_protection()
         if converting:
             protection.renew_digests()
@@ -774,15 +782,19 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def get_extra_state(self) -> Tensor:
         """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
 
-        They are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
+        With them are the strides of what does not lie in memory row by row, on which last bits of outputs depend. They
+        are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
-        return torch.tensor(list(json.dumps(self.protection.digests, sort_keys=True).encode()), dtype=torch.uint8)
+        digests: dict[str, Any] = self.protection.digests
+        described = {**digests, _STRIDES: strides_of(self)} if digests else {}
+        return torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
-        """Load the digests of a ``state_dict``.
+    def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
+        """Load the digests of a ``state_dict``, and lay parameters out in memory as they lay in its network.
 
         Args:
-            state: JSON in a tensor of bytes, ``(B,)``; or digests by name, as in earlier versions.
+            state: JSON in a tensor of bytes, ``(B,)``; or digests by name, as in earlier versions. Where it holds no
+                strides, as in earlier versions, parameters lie as they do.
 
         Raises:
             InputError: it is neither.
@@ -791,6 +803,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
         except (TypeError, ValueError) as error:
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
+        self._strides = digests.pop(_STRIDES, None)
         self.protection.digests = digests
 
     @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
@@ -817,7 +830,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     def _finish_loading(self) -> None:
         """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""
-        before, self._loading = self._loading, None
+        (before, self._loading), (strides, self._strides) = (self._loading, None), (self._strides, None)
         there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
         here = {state.name for state in self.tasks.consolidated}
         try:
@@ -826,6 +839,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                     f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
                     f"{sorted(here)}; {_advice_for_other_tasks(there, here)}"
                 )
+            if strides is not None:  # only now, since parameters may be others (assign=True)
+                lay_out(self, strides)
             self.renew_protection()
             self.protection.require_unmoved()
         except BaseException:

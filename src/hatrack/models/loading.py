@@ -25,6 +25,7 @@ from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoi
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
+from hatrack.support.layouts import lay_out
 from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
@@ -261,6 +262,8 @@ def network_from(
         opened.prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
         restore_settings(opened.batch_norms, task.get("norms", {}))
     state["_extra_state"] = described["digests"]
+    if "strides" in described:  # else it is of before, and parameters lie as they do
+        lay_out(net, described["strides"])
     try:
         _require_match(path, state, net.state_dict())
         net.load_state_dict(state)

@@ -53,6 +53,7 @@ class Protection:
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
+        self._strides: list[tuple[Tensor, tuple[int, ...]]] = []  # of tensors with frozen entries
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
@@ -73,6 +74,7 @@ class Protection:
         attention, dampers, untrained = masks.attention_on_parameters(), masks.dampers(), masks.untrained
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers, untrained)
         self._watch = VersionWatch(self._plan)
+        self._strides = [(tensor, tensor.stride()) for tensor, _ in self._plan.all() if tensor.dim() > 1]
         own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
         shared = [*(parameter for parameter, _ in self._plan.shared), *self._plan.untrained, *buffers]
@@ -267,6 +269,7 @@ class Protection:
             return False
         if not self._is_touched(states):
             return True
+        self.report_layouts(stacklevel=8)
         if self._masks.tasks.in_training is None:
             self.put_back()
             return True
@@ -349,6 +352,25 @@ class Protection:
         """Return names of all parameters and buffers by their identity."""
         network = self._network
         return {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
+
+    def report_layouts(self, stacklevel: int) -> None:
+        """Warn where tensors with frozen entries lie otherwise in memory than they did, once for each change.
+
+        Args:
+            stacklevel: number of calls from here to whoever is warned.
+        """
+        laid = [each for each, strides in self._strides if each.stride() != strides and each.dim() == len(strides)]
+        if not laid:
+            return
+        self._strides = [(tensor, tensor.stride()) for tensor, _ in self._strides]
+        names, more = self._names(), f" and {len(laid) - 3} more" if len(laid) > 3 else ""
+        warnings.warn(
+            f"{', '.join(_name_in(names, each) for each in laid[:3])}{more}: values lie otherwise in memory now, as "
+            "after net.to(memory_format=...): kernels sum in another order for another layout, so that consolidated "
+            "tasks may answer with other last bits from here on. Lay networks out before their first task; the former "
+            "layout brings the former bits back",
+            stacklevel=stacklevel,
+        )
 
     def _report(self, moved: Sequence[Tensor]) -> None:
         """Warn that frozen entries have been moved, once for each change."""
