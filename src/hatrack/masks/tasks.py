@@ -192,7 +192,8 @@ class TaskState(nn.Module):
         extra = destination.pop(f"{prefix}_extra_state")
         for name in self.mask_names:
             value = getattr(self, name)
-            destination[prefix + name] = value if keep_vars else value.detach()
+            # A copy, since averages of networks may write into what they find here, and would change bits.
+            destination[prefix + name] = value if keep_vars else value.detach().clone()
         for name, value in self._tensors_of_sums().items():
             destination[prefix + name] = value
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.attachment import attached_to, mark
 from hatrack.gating.norms import let_train
 from hatrack.growth.policy import Growth
@@ -779,6 +779,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             protection.renew_digests()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.protection.put_back_counters()  # before the tasks' own are taken
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def get_extra_state(self) -> Tensor:
         """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
 
@@ -842,7 +846,14 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             if strides is not None:  # only now, since parameters may be others (assign=True)
                 lay_out(self, strides)
             self.renew_protection()
-            self.protection.require_unmoved()
+            moved = self.protection.find_moved()
+            if moved:
+                raise GuaranteeError(
+                    f"protected entries have moved in {', '.join(moved)}: this state_dict has other values there than "
+                    "its tasks were consolidated with, as after a conversion, an average of states, or steps without "
+                    "net.protect(...); call restore() on that network before its state_dict is taken, or take one that "
+                    "passes check()"
+                )
         except BaseException:
             if before is not None:  # the state before was good
                 before.restore()

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.masks.tasks import TaskState
+from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
 from hatrack.protection.source import ProtectionSource
@@ -54,6 +56,7 @@ class Protection:
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
         self._strides: list[tuple[Tensor, tuple[int, ...]]] = []  # of tensors with frozen entries
+        self._counters: list[tuple[Tensor, FrozenEntries | Backup]] = []  # of batches, by frozen norms
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
@@ -74,6 +77,9 @@ class Protection:
         attention, dampers, untrained = masks.attention_on_parameters(), masks.dampers(), masks.untrained
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers, untrained)
         self._watch = VersionWatch(self._plan)
+        norms = (module for module in self._network.modules() if isinstance(module, _NormBase))
+        counters = {id(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None}
+        self._counters = [(tensor, record) for tensor, record in self._plan.own if id(tensor) in counters]
         self._strides = [(tensor, tensor.stride()) for tensor, _ in self._plan.all() if tensor.dim() > 1]
         own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
@@ -138,23 +144,23 @@ class Protection:
             GuaranteeError: something moved, or was replaced, or is infinite or not a number.
         """
         self.require_same_parts()
-        self.require_unmoved()
+        self.put_back_counters()
+        moved = self.find_moved()
+        if moved:
+            names = self._names()
+            tensors = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
+            which = f" ({', '.join(tensors[:3])}{' and more' if len(tensors) > 3 else ''})" if tensors else ""
+            raise GuaranteeError(
+                f"protected entries have moved in {', '.join(moved)}{which}: consolidated tasks would no longer give "
+                "their old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
+            )
         if self.digests:
             self.require_finite()
 
-    def require_unmoved(self) -> None:
-        """Compare the digests of everything that is frozen.
-
-        Raises:
-            GuaranteeError: frozen entries have moved.
-        """
-        moved = find_changes(self.digests, self._present_digests())
-        if moved:
-            raise GuaranteeError(
-                f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
-                "old outputs; call restore() or load the last saved network, and pass every optimizer through "
-                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
-            )
+    def find_moved(self) -> list[str]:
+        """Return the names of what has other digests than it had when it was frozen."""
+        return find_changes(self.digests, self._present_digests())
 
     def require_finite(self) -> None:
         """Check that all parameters of the backbone are finite, since others reach outputs past masks.
@@ -269,6 +275,7 @@ class Protection:
             return False
         if not self._is_touched(states):
             return True
+        self.put_back_counters()
         self.report_layouts(stacklevel=8)
         if self._masks.tasks.in_training is None:
             self.put_back()
@@ -312,6 +319,7 @@ class Protection:
             GuaranteeError: layers or parameters were replaced.
         """
         self.require_same_parts()
+        self.put_back_counters()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
             for tensor, record in moved:
@@ -319,6 +327,16 @@ class Protection:
                 self._watch.note(tensor)
         if moved:
             self._report([tensor for tensor, _ in moved])
+
+    def put_back_counters(self) -> None:
+        """Restore the numbers of batches that frozen norms have seen, without a word, since no output depends on them.
+
+        Averages of networks change them: 0.9 times 24 and 0.1 times 24 make 23 where fractions are cut off.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor, record in self._watch.moved(self._counters):
+                record.restore(tensor)
+                self._watch.note(tensor)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -362,6 +380,9 @@ class Protection:
         laid = [each for each, strides in self._strides if each.stride() != strides and each.dim() == len(strides)]
         if not laid:
             return
+        norms = (module for module in self._network.modules() if isinstance(module, _NormBase))
+        counters = {id(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None}
+        self._counters = [(tensor, record) for tensor, record in self._plan.own if id(tensor) in counters]
         self._strides = [(tensor, tensor.stride()) for tensor, _ in self._strides]
         names, more = self._names(), f" and {len(laid) - 3} more" if len(laid) > 3 else ""
         warnings.warn(
