@@ -46,7 +46,7 @@ from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
-from hatrack.state.undo import Snapshot, all_or_nothing
+from hatrack.state.undo import Snapshot, all_or_nothing, refuses_written
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
@@ -115,7 +115,9 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.growth = growth
         self.recognisers = RecogniserCache()
         self.initialization = InitialDistribution.of(backbone)
-        self.masking = build_masking(self.tasks, example_input)
+        parameters = dict(backbone.named_parameters())
+        with refuses_written(parameters):
+            self.masking = build_masking(self.tasks, example_input)
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
         self._loading: Snapshot | None = None
@@ -127,10 +129,11 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         device = self.masking.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         try:
-            runs = FirstRuns(self.masking, example_input)
-            self.masking.require_no_leak(runs.drawn)
-            state.put_back()  # a value that the runs so far have left would not be seen to move
-            self.masking.find_own_state(example_input, runs)
+            with refuses_written(parameters):
+                runs = FirstRuns(self.masking, example_input)
+                self.masking.require_no_leak(runs.drawn)
+                state.put_back()  # a value that the runs so far have left would not be seen to move
+                self.masking.find_own_state(example_input, runs)
         finally:
             state.put_back()
 

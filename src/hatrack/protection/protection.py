@@ -149,6 +149,7 @@ class Protection:
         if moved:
             names = self._names()
             tensors = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
+            tensors = [name for name in tensors if name not in moved]
             which = f" ({', '.join(tensors[:3])}{' and more' if len(tensors) > 3 else ''})" if tensors else ""
             raise GuaranteeError(
                 f"protected entries have moved in {', '.join(moved)}{which}: consolidated tasks would no longer give "
