@@ -55,7 +55,7 @@ class Protection:
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
-        self._strides: list[tuple[Tensor, tuple[int, ...]]] = []  # of tensors with frozen entries
+        self._layouts: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []  # of tensors with frozen entries
         self._counters: list[tuple[Tensor, FrozenEntries | Backup]] = []  # of batches, by frozen norms
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
@@ -80,7 +80,7 @@ class Protection:
         norms = (module for module in self._network.modules() if isinstance(module, _NormBase))
         counters = {id(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None}
         self._counters = [(tensor, record) for tensor, record in self._plan.own if id(tensor) in counters]
-        self._strides = [(tensor, tensor.stride()) for tensor, _ in self._plan.all() if tensor.dim() > 1]
+        self._layouts = [_layout(tensor) for tensor, _ in self._plan.all() if tensor.dim() > 1]
         own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
         shared = [*(parameter for parameter, _ in self._plan.shared), *self._plan.untrained, *buffers]
@@ -378,13 +378,10 @@ class Protection:
         Args:
             stacklevel: number of calls from here to whoever is warned.
         """
-        laid = [each for each, strides in self._strides if each.stride() != strides and each.dim() == len(strides)]
+        laid = [each for each, shape, strides in self._layouts if each.shape == shape and each.stride() != strides]
         if not laid:
             return
-        norms = (module for module in self._network.modules() if isinstance(module, _NormBase))
-        counters = {id(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None}
-        self._counters = [(tensor, record) for tensor, record in self._plan.own if id(tensor) in counters]
-        self._strides = [(tensor, tensor.stride()) for tensor, _ in self._strides]
+        self._layouts = [_layout(tensor) for tensor, _, _ in self._layouts]
         names, more = self._names(), f" and {len(laid) - 3} more" if len(laid) > 3 else ""
         warnings.warn(
             f"{', '.join(_name_in(names, each) for each in laid[:3])}{more}: values lie otherwise in memory now, as "
@@ -412,6 +409,11 @@ class Protection:
 
 def _name_in(names: Mapping[int, str], tensor: Tensor) -> str:
     return names.get(id(tensor), "a parameter that is no longer there")
+
+
+def _layout(tensor: Tensor) -> tuple[Tensor, torch.Size, tuple[int, ...]]:
+    """Return a tensor, its shape and its strides."""
+    return tensor, tensor.shape, tensor.stride()
 
 
 def _key(state: TaskState) -> str:
