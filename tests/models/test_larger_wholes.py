@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -123,6 +125,73 @@ def test_averages_of_the_network_keep_the_law(kind: str, average: Any) -> None:
     assert torch.equal(logits(averaged.module, x, "a"), promised)
     averaged.module.consolidate("b")
     assert torch.equal(logits(averaged.module, x, "a"), promised)
+
+
+def normalised(kind: Any, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return kind(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()), torch.zeros(2, 6))
+
+
+def consolidated_after(net: Any, batches: int) -> Tensor:
+    """Learn a task that has seen some number of batches, which norms count, and open a second one."""
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    net.add_task("a", 3)
+    net.train()(x, "a")
+    net.tasks[0].batch_norms[0].num_batches_tracked.fill_(batches)
+    net.consolidate("a")
+    net.add_task("b", 3)
+    return x
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 100_000), st.sampled_from([0.9, 0.99, 0.999]), st.sampled_from([*MASKED]), st.booleans())
+def test_counts_of_batches_outlive_averages(batches: int, decay: float, kind: Any, whole: bool) -> None:
+    net = normalised(kind)
+    x = consolidated_after(net, batches)
+    promised = logits(net, x, "a")
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(4):
+        averaged.update_parameters(net)
+    if whole:
+        averaged.load_state_dict(averaged.state_dict())
+    else:
+        assert torch.equal(logits(averaged.module, x, "a"), promised)
+        averaged.update_parameters(net)
+        averaged.module.check()
+        averaged.update_parameters(net)
+    net.load_state_dict(averaged.module.state_dict())
+    assert torch.equal(logits(net, x, "a"), promised)
+    assert net.tasks[0].batch_norms[0].num_batches_tracked == batches
+    averaged.update_parameters(net)
+    averaged.module.consolidate("b")
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_averages_through_states_leave_masks_as_they_are(kind: Any) -> None:
+    net = normalised(kind)
+    x = consolidated_after(net, 24)
+    promised, averaged = logits(net, x, "a"), copy.deepcopy(net)
+    for _ in range(3):
+        for mean, value in zip(averaged.state_dict().values(), net.state_dict().values(), strict=True):
+            mean.copy_(0.9 * mean + 0.1 * value)
+    assert all(torch.equal(mask, net.masks("a")[name]) for name, mask in averaged.masks("a").items())
+    averaged.restore()
+    assert torch.equal(logits(averaged, x, "a"), promised)
+    net.load_state_dict(averaged.state_dict())
+    assert torch.equal(logits(net, x, "a"), promised)
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_what_has_moved_is_named_and_states_are_told_from_steps(kind: Any) -> None:
+    net = normalised(kind)
+    consolidated_after(net, 24)
+    state = copy.deepcopy(net.state_dict())
+    state["tasks.0.batch_norms.0.num_batches_tracked"] -= 1
+    with pytest.raises(GuaranteeError, match=r"moved in task a: this state_dict .* as after .* an average of states"):
+        net.load_state_dict(state)
+    net.tasks[0].batch_norms[0].running_mean.data.add_(1)
+    with pytest.raises(GuaranteeError, match=r"moved in task a \(tasks\.0\.batch_norms\.0\.running_mean\): "):
+        net.check()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -574,7 +574,7 @@ def test_combinations_that_attaching_does_not_look_at_are_followed_at_their_firs
             net(x, "first")
         other = HATNetwork(Rare(where), torch.zeros(2, 4, 6), s_max=50.0)
         other.train(training)
-        other.masking.admit(x, other.change)
+        other.masking.admit(x, [], other.change)
         assert any("b" in group.name.split("+") for group in other.units.groups)
 
 

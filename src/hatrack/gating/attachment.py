@@ -25,7 +25,7 @@ from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import prefix_of
 from hatrack.units import OUTPUT, UnitGraph
 
-__all__ = ["Attachment", "attached_to", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
+__all__ = ["Attachment", "attached_to", "is_gate", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
 PREFIX = "backbone."
 """Prefix of the names of a backbone's parameters."""
@@ -138,14 +138,19 @@ def strip_gates(backbone: nn.Module) -> None:
     mark(backbone, None)
 
 
+def is_gate(hook: object) -> bool:
+    """Return whether a hook is that of a gate or switch, and not the user's."""
+    return isinstance(getattr(hook, "__self__", None), (InputGate, HeadSwitch))
+
+
 def _take_off(backbone: nn.Module) -> None:
     for module in backbone.modules():
         for number, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), (InputGate, HeadSwitch)):
+            if is_gate(hook):
                 del module._forward_pre_hooks[number]
                 module._forward_pre_hooks_with_kwargs.pop(number, None)
         for number, hook in list(module._forward_hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), InputGate):
+            if is_gate(hook):
                 del module._forward_hooks[number]
         if isinstance(getattr(vars(module).get("forward"), "__self__", None), _SWITCHES):
             del vars(module)["forward"]

@@ -18,7 +18,7 @@ from hatrack.state.tryouts import agree, random_like, says_something
 from hatrack.support.inputs import Inputs, device_of
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["MixedNorm", "mixed_norms", "mixes_samples"]
+__all__ = ["MixedNorm", "are_plain", "mixed_norms", "mixes_samples"]
 
 
 class MixedNorm(nn.Module):
@@ -38,7 +38,7 @@ class MixedNorm(nn.Module):
         first: Any = self._norms[0]
         if len(x) != len(self._task_of):
             raise ValueError("the first axis does not count samples")
-        shift, scale = self._of_tasks("running_mean"), torch.rsqrt(self._of_tasks("running_var") + first.eps)
+        shift, scale = self._of_tasks("running_mean"), torch.rsqrt(self._of_tasks("running_var") + self._eps())
         if getattr(first, "weight", None) is not None:
             scale = scale * self._of_tasks("weight")
         rows = (len(x), -1, *(1,) * (x.dim() - 2))
@@ -47,8 +47,23 @@ class MixedNorm(nn.Module):
             result = result + self._of_tasks("bias")[self._task_of].view(rows)
         return result
 
+    def _eps(self) -> Any:
+        """Return what is added to variances: a number, or ``(T, 1)`` where tasks have others."""
+        norms: list[Any] = self._norms
+        eps = [norm.eps for norm in norms]
+        return eps[0] if len(set(eps)) == 1 else torch.tensor(eps).to(norms[0].running_var).unsqueeze(1)
+
     def _of_tasks(self, name: str) -> Tensor:
         return torch.stack([getattr(norm, name) for norm in self._norms])
+
+
+def are_plain(norms: Mapping[str, nn.Module]) -> bool:
+    """Return whether no norm has hooks, which a pass over samples of several tasks would pass over.
+
+    Args:
+        norms: a task's norms by name.
+    """
+    return not any(norm._forward_hooks or norm._forward_pre_hooks for norm in norms.values())
 
 
 def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> dict[str, nn.Module]:

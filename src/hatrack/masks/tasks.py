@@ -144,6 +144,9 @@ class TaskState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        if self.consolidated and not bool(state_dict.get(f"{prefix}_extra_state", True)):
+            error_msgs.append(f"task {self.name!r} is in training there, and consolidated here, which it stays")
+            return
         self.take_shapes_of(entries_below(prefix, state_dict))
         for name in self.mask_names:
             key, present = prefix + name, getattr(self, name)
@@ -189,7 +192,8 @@ class TaskState(nn.Module):
         extra = destination.pop(f"{prefix}_extra_state")
         for name in self.mask_names:
             value = getattr(self, name)
-            destination[prefix + name] = value if keep_vars else value.detach()
+            # A copy, since averages of networks may write into what they find here, and would change bits.
+            destination[prefix + name] = value if keep_vars else value.detach().clone()
         for name, value in self._tensors_of_sums().items():
             destination[prefix + name] = value
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module
@@ -229,12 +233,9 @@ class TaskState(nn.Module):
         return torch.tensor(self.consolidated)
 
     def set_extra_state(self, state: Any) -> None:
-        """Set whether the task is consolidated, from a ``state_dict``."""
+        """Consolidate the task where a ``state_dict`` says that it is; what is consolidated stays so."""
         if bool(state):
             self.freeze()
-        else:
-            self.consolidated = False
-            self.requires_grad_(True)
 
 
 start_compilers_inside(TaskState.classify)
@@ -396,7 +397,8 @@ class WeightTask(TaskState):
     def _drop_choice(self) -> None:
         for values in self.choice:
             values.grad = None
-        self.choice = nn.ParameterList()
+        if self.choice:  # else it stays the object that the record of parts has
+            self.choice = nn.ParameterList()
 
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
         """Take the shapes of saved tensors, without a choice if the masks are settled."""

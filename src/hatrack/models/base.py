@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from hatrack.errors import InputError, UnsupportedError
+from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.attachment import attached_to, mark
 from hatrack.gating.norms import let_train
 from hatrack.growth.policy import Growth
@@ -46,11 +46,12 @@ from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
-from hatrack.state.undo import Snapshot, all_or_nothing
+from hatrack.state.undo import Snapshot, all_or_nothing, refuses_written
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.layouts import lay_out, strides_of
 from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
 from hatrack.support.parameters import divided
@@ -59,6 +60,10 @@ from hatrack.support.ranges import require_above_zero
 __all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+
+_STRIDES = "strides"
+"""Key of strides beside digests, whose names are those of parameters, buffers and tasks."""
 
 
 def read_only(path: str) -> Any:
@@ -110,10 +115,13 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.growth = growth
         self.recognisers = RecogniserCache()
         self.initialization = InitialDistribution.of(backbone)
-        self.masking = build_masking(self.tasks, example_input)
+        parameters = dict(backbone.named_parameters())
+        with refuses_written(parameters):
+            self.masking = build_masking(self.tasks, example_input)
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
         self._loading: Snapshot | None = None
+        self._strides: Mapping[str, Sequence[int]] | None = None  # of the state that is being loaded
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
             self.masking.record_widths(self.masking.units_now())  # which are refused where it could never grow
@@ -121,10 +129,11 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         device = self.masking.device
         example_input = map_tensors(lambda tensor: tensor.to(device), example_input)
         try:
-            runs = FirstRuns(self.masking, example_input)
-            self.masking.require_no_leak(runs.drawn)
-            state.put_back()  # a value that the runs so far have left would not be seen to move
-            self.masking.find_own_state(example_input, runs)
+            with refuses_written(parameters):
+                runs = FirstRuns(self.masking, example_input)
+                self.masking.require_no_leak(runs.drawn)
+                state.put_back()  # a value that the runs so far have left would not be seen to move
+                self.masking.find_own_state(example_input, runs)
         finally:
             state.put_back()
 
@@ -353,6 +362,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.masking.refresh()
             self.protection.renew()
             self.masking.bind(self.protection.plan)
+            self.masking.watch.record_tasks()
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
@@ -440,7 +450,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         with self.turns.asking():
             self.protection.require_same_parts(states)
             if self.masking.interface.has_samples(x):  # else the call itself says what is wrong
-                self.masking.admit(x, self.change)
+                self.masking.admit(x, states, self.change)
 
     @all_or_nothing()
     def change(self, change: Callable[[], None]) -> None:
@@ -718,6 +728,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             **({"untrained": list(masking.untrained)} if masking.untrained else {}),
             "tasks": [_description_of(state) for state in self.tasks],
             "digests": self.protection.digests,
+            "strides": strides_of(self),
             "settings": settings_in_json(self.backbone, masking.own_state.names),
             "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
             "probes": probes,
@@ -740,7 +751,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """Move or convert the network (``to``, ``cuda``, ``half``), and derive the protection again.
 
         A conversion to fewer digits changes the outputs of consolidated tasks; a warning says so, and new digests are
-        taken of the converted values.
+        taken of the converted values. Another memory format may change last bits, which a warning says, too.
 
         Raises:
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
@@ -765,23 +776,32 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 stacklevel=4,
             )
         self.masking.example_input = self.masking.example_input.converted(fn)
+        protection.report_layouts(stacklevel=6)
         self.renew_protection()
         if converting:
             protection.renew_digests()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.protection.put_back_counters()  # before the tasks' own are taken
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def get_extra_state(self) -> Tensor:
         """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
 
-        They are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
+        With them are the strides of what does not lie in memory row by row, on which last bits of outputs depend. They
+        are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
-        return torch.tensor(list(json.dumps(self.protection.digests, sort_keys=True).encode()), dtype=torch.uint8)
+        digests: dict[str, Any] = self.protection.digests
+        described = {**digests, _STRIDES: strides_of(self)} if digests else {}
+        return torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
-        """Load the digests of a ``state_dict``.
+    def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
+        """Load the digests of a ``state_dict``, and lay parameters out in memory as they lay in its network.
 
         Args:
-            state: JSON in a tensor of bytes, ``(B,)``; or digests by name, as in earlier versions.
+            state: JSON in a tensor of bytes, ``(B,)``; or digests by name, as in earlier versions. Where it holds no
+                strides, as in earlier versions, parameters lie as they do.
 
         Raises:
             InputError: it is neither.
@@ -790,18 +810,22 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
         except (TypeError, ValueError) as error:
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
+        self._strides = digests.pop(_STRIDES, None)
         self.protection.digests = digests
 
     @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a ``state_dict`` of a network with the same tasks; those that it calls consolidated are protected.
 
-        Loading it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
+        Tasks that are in training here may be consolidated there, and never the other way round: what is consolidated
+        stays so. Snapshots of a task in training, as of its best epoch, are loaded before it is consolidated. Loading
+        it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
 
         Raises:
             GuaranteeError: its protected entries are not those that its tasks were consolidated with.
-            InputError: it is of a network with other consolidated tasks, or of other widths, as after :meth:`grow`; the
-                message says by how many units this one has to grow first.
+            InputError: it is of a network with other consolidated tasks, or in which a task of these is still in
+                training; or of other widths, as after :meth:`grow`; the message says by how many units this one has to
+                grow first.
         """
         return super().load_state_dict(*args, **kwargs)
 
@@ -813,17 +837,26 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     def _finish_loading(self) -> None:
         """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""
-        before, self._loading = self._loading, None
+        (before, self._loading), (strides, self._strides) = (self._loading, None), (self._strides, None)
         there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
         here = {state.name for state in self.tasks.consolidated}
         try:
             if there != here:
                 raise InputError(
                     f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
-                    f"{sorted(here)}; add the same tasks first, or keep whole networks with net.save and hatrack.load"
+                    f"{sorted(here)}; {_advice_for_other_tasks(there, here)}"
                 )
+            if strides is not None:  # only now, since parameters may be others (assign=True)
+                lay_out(self, strides)
             self.renew_protection()
-            self.protection.require_unmoved()
+            moved = self.protection.find_moved()
+            if moved:
+                raise GuaranteeError(
+                    f"protected entries have moved in {', '.join(moved)}: this state_dict has other values there than "
+                    "its tasks were consolidated with, as after a conversion, an average of states, or steps without "
+                    "net.protect(...); call restore() on that network before its state_dict is taken, or take one that "
+                    "passes check()"
+                )
         except BaseException:
             if before is not None:  # the state before was good
                 before.restore()
@@ -852,10 +885,30 @@ def _require_attachable(backbone: nn.Module) -> None:
 
 def _description_of(state: TaskState) -> dict[str, Any]:
     """Return what a file says about a task, its tensors apart."""
-    described = {"name": state.name, "num_classes": state.num_classes, "consolidated": state.consolidated}
+    described: dict[str, Any] = {
+        "name": state.name,
+        "num_classes": state.num_classes,
+        "consolidated": state.consolidated,
+    }
+    if len(state.batch_norms):
+        described["norms"] = settings_in_json(state.batch_norms, gathering=True)
     if state.num_classes is not None:
         return described
     return {**described, "head": description_of_modules(state.head), "settings": settings_in_json(state.head)}
+
+
+def _advice_for_other_tasks(there: Collection[str], here: Collection[str]) -> str:
+    """Return what to do where other tasks are consolidated in a ``state_dict`` than in the network that loads it."""
+    kept = sorted(set(here) - set(there))
+    if not set(there) < set(here):
+        return "add the same tasks first, or keep whole networks with net.save and hatrack.load"
+    named, tasks, stay, them = ", ".join(map(repr, kept)), "task", "stays", "it"
+    if len(kept) > 1:
+        tasks, stay, them = "tasks", "stay", "them"
+    return (
+        f"{tasks} {named} {stay} consolidated, which no loading takes back: load a snapshot of a training before "
+        f"net.consolidate, or into another network; to learn {them} again, net.forget {them} and add {them} anew"
+    )
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:

@@ -19,12 +19,13 @@ from hatrack.models.forgetting import Forgotten
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
-from hatrack.protection.structure import settings_in_json
+from hatrack.protection.structure import restore_settings, settings_in_json
 from hatrack.state.tryouts import agree
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
+from hatrack.support.layouts import lay_out
 from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
@@ -259,7 +260,10 @@ def network_from(
         own = f"tasks.{index}."
         state[f"{own}_extra_state"] = torch.tensor(task["consolidated"])
         opened.prepare_for({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
+        restore_settings(opened.batch_norms, task.get("norms", {}))
     state["_extra_state"] = described["digests"]
+    if "strides" in described:  # else it is of before, and parameters lie as they do
+        lay_out(net, described["strides"])
     try:
         _require_match(path, state, net.state_dict())
         net.load_state_dict(state)

@@ -65,7 +65,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         interface: how the backbone is called, and what of its result are its features.
         example_input: record of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
-        watch: watch on settings and hooks of the backbone.
+        watch: watch on settings and hooks of the backbone and of tasks' norms.
         origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
         untrained: names of the backbone's parameters that had ``requires_grad=False`` when it was attached.
     """
@@ -87,7 +87,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         self.example_input = Example.of(example_input, interface)
         self.own_state = OwnState()
         self.origin: Origin | None = None
-        self.watch = SettingsWatch(backbone)
+        self.watch = SettingsWatch(backbone, tasks)
 
     # ---------------------------------------------------------------------------------------------------------- example
 
@@ -228,18 +228,19 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
-    def admit(self, x: Inputs, change: Change) -> None:
+    def admit(self, x: Inputs, states: Sequence[StateT], change: Change) -> None:
         """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
 
         Args:
             x: the batch, one sample at least.
+            states: the tasks that are asked.
             change: applies changes to this masking where the call shows something new.
 
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
-        before = self.watch.before_change()
-        if before is not None:
+        before = self.watch.before_change([self.owner_of_norms(state) for state in states])
+        if before is not None and before.backbone is not None:
             self.forget_calls()  # any of them may do something else now
         self.admit_kind(x, change)
         if before is not None:
@@ -257,23 +258,33 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def forget_calls(self) -> None:
         """Analyse all kinds of calls anew when they come again."""
 
-    def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module], None]) -> list[str]:
-        """Return the names of consolidated tasks whose features of a batch are others on a changed backbone.
+    @abc.abstractmethod
+    def owner_of_norms(self, state: StateT) -> StateT:
+        """Return the task whose norms a task uses: itself, or the first one."""
+
+    def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module, TaskList[Any]], None]) -> list[str]:
+        """Return the names of consolidated tasks whose features of a batch are others on a changed network.
 
         Args:
             x: the batch.
-            change: function that changes a twin of the backbone.
+            change: function that changes twins of the backbone and of the tasks.
         """
         names = []
         with without_trace(), torch.no_grad(), self.evaluating(), suppress(*DOES_NOT_RUN):
             x = map_tensors(torch.clone, x)
-            present, changed = twin(self.backbone, {}, {}), twin(self.backbone, {}, {})
-            change(changed)
-            for state in self.tasks.consolidated:
-                now, then = (self.features_on(backbone, x, state) for backbone in (present, changed))
+            present, changed = self._twin(), self._twin()
+            change(changed.backbone, changed.tasks)
+            for state, other in zip(present.tasks.consolidated, changed.tasks.consolidated, strict=True):
+                now, then = present.features(x, state), changed.features(x, other)
                 if not torch.equal(now.nan_to_num(), then.nan_to_num()):
                     names.append(state.name)
         return names
+
+    def _twin(self) -> Masking[StateT]:
+        """Return a twin of this masking, with twins of backbone and tasks."""
+        parts: Any = twin(nn.ModuleList([self.backbone, self.tasks, self]), {}, {})
+        twins: Masking[StateT] = parts[2]
+        return twins
 
     def features(self, x: Inputs, state: StateT) -> Tensor:
         """Return features of a batch under a task's mask, units along the axis that the interface says.

@@ -1,15 +1,69 @@
-"""Watch on settings and hooks of a backbone, which no mask protects: what changes is followed anew, and said."""
+"""Watch on settings and hooks of a backbone and of tasks' norms, which no mask protects: what changes is said."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from hatrack.gating.attachment import is_gate
+from hatrack.masks.task_list import TaskList
+from hatrack.masks.tasks import TaskState
 from hatrack.protection.structure import Controls
 
-__all__ = ["SettingsWatch"]
+__all__ = ["SettingsBefore", "SettingsWatch"]
+
+
+@dataclass(frozen=True)
+class SettingsBefore:
+    """Settings and hooks that tasks depend on, where they were changed since.
+
+    Attributes:
+        backbone: those of the backbone; None where they are as before.
+        tasks: those of tasks' norms, by the index of the task.
+    """
+
+    backbone: Controls | None
+    tasks: Mapping[int, Controls]
+
+    def put_back_backbone(self, backbone: nn.Module, _: TaskList[Any]) -> None:
+        """Give a copy of the backbone the settings and hooks of before."""
+        if self.backbone is not None:
+            self.backbone.put_back(backbone)
+
+    def put_back_tasks(self, _: nn.Module, tasks: TaskList[Any]) -> None:
+        """Give norms of copies of the tasks the settings and hooks of before."""
+        for index, controls in self.tasks.items():
+            controls.put_back(tasks[index].get_submodule("batch_norms"))
+
+
+class _Record:
+    """Record of the settings and hooks of one part.
+
+    Args:
+        part: the part.
+        moving: names of attributes that runs themselves change, or the network.
+    """
+
+    def __init__(self, part: nn.Module, moving: Collection[str] = ()) -> None:
+        self.part, self._moving = part, moving
+        self._seen = Controls(part, moving, is_gate)
+        self._promised: Controls | None = None  # what tasks depend on, where it was changed since
+
+    def before_change(self) -> Controls | None:
+        """Return the record that tasks depend on, where something has changed since the last one; else None."""
+        return (self._promised or self._seen) if self._seen.are_altered() else None
+
+    def take_up(self, promised: Controls | None) -> None:
+        """Record the present settings and hooks.
+
+        Args:
+            promised: what tasks depend on; None for the present ones.
+        """
+        self._promised, self._seen = promised, Controls(self.part, self._moving, is_gate)
 
 
 class SettingsWatch:
@@ -17,39 +71,73 @@ class SettingsWatch:
 
     Args:
         backbone: the backbone.
+        tasks: the tasks.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self._backbone = backbone
-        self._moving: Collection[str] = ()
-        self._controls = Controls(backbone)
-        self._promised: Controls | None = None  # what tasks depend on, where it was changed since
+    def __init__(self, backbone: nn.Module, tasks: TaskList[Any]) -> None:
+        self._backbone, self._tasks = backbone, tasks
+        self._of_backbone = _Record(backbone)
+        self._of_tasks: dict[str, _Record] = {}
 
     def record(self, moving: Collection[str]) -> None:
-        """Record the present settings and hooks.
+        """Record the present settings and hooks of the backbone.
 
         Args:
             moving: names of attributes that a run itself changes.
         """
-        self._moving, self._controls = moving, Controls(self._backbone, moving)
+        self._of_backbone = _Record(self._backbone, moving)
 
-    def before_change(self) -> Controls | None:
-        """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None."""
-        return (self._promised or self._controls) if self._controls.are_altered() else None
+    def record_tasks(self) -> None:
+        """Record the settings and hooks of the norms of tasks that were consolidated since the last time."""
+        known = self._of_tasks
+        self._of_tasks = {}
+        for state in self._tasks.consolidated:
+            norms, record = state.batch_norms, known.get(state.name)
+            if record is None or record.part is not norms:
+                record = _Record(norms, [f"{index}.num_features" for index in range(len(norms))])  # as widening does
+            self._of_tasks[state.name] = record
 
-    def take_up(self, before: Controls, tasks_changed_by: Callable[[Callable[[nn.Module], None]], list[str]]) -> None:
+    def before_change(self, states: Sequence[TaskState]) -> SettingsBefore | None:
+        """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None.
+
+        Args:
+            states: the tasks that are asked.
+        """
+        of_backbone = self._of_backbone.before_change()
+        asked = [self._of_tasks[state.name] for state in states if state.name in self._of_tasks]
+        if of_backbone is None and not any(record.before_change() for record in asked):
+            return None
+        records = {i: self._of_tasks[s.name] for i, s in enumerate(self._tasks) if s.name in self._of_tasks}
+        of_tasks = {index: record.before_change() for index, record in records.items()}
+        return SettingsBefore(of_backbone, {i: controls for i, controls in of_tasks.items() if controls is not None})
+
+    def take_up(
+        self,
+        before: SettingsBefore,
+        tasks_changed_by: Callable[[Callable[[nn.Module, TaskList[Any]], None]], list[str]],
+    ) -> None:
         """Record the present settings and hooks; warn where old tasks answer otherwise because of them.
 
         Args:
             before: what :meth:`before_change` returned.
-            tasks_changed_by: function that applies a change to a twin of the backbone, and returns the names of the
-                consolidated tasks that answer otherwise there.
+            tasks_changed_by: function that applies a change to twins of the backbone and of the tasks, and returns the
+                names of the consolidated tasks that answer otherwise there.
         """
-        others = tasks_changed_by(before.put_back)
-        self._promised = before if others else None
-        self.record(self._moving)
+        altered: list[str] = []
+        others: list[str] = []
+        if before.backbone is not None:
+            found = tasks_changed_by(before.put_back_backbone)
+            altered, others = before.backbone.altered() if found else [], found
+            self._of_backbone.take_up(before.backbone if found else None)
+        if before.tasks:
+            found = tasks_changed_by(before.put_back_tasks)
+            names = self._tasks.names
+            for index, controls in before.tasks.items():
+                altered += controls.altered(f"tasks.{index}.batch_norms") if found else []
+                self._of_tasks[names[index]].take_up(controls if found else None)
+            others = [name for name in names if name in (*others, *found)]
         if others:
-            _warn(before.altered(), others)
+            _warn(altered, others)
 
 
 def _warn(altered: list[str], tasks: list[str]) -> None:

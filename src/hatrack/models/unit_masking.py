@@ -19,7 +19,7 @@ from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gate_kernels import gate_in_training
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
-from hatrack.gating.mixing import mixed_norms, mixes_samples
+from hatrack.gating.mixing import are_plain, mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
@@ -241,7 +241,7 @@ class UnitMasking(Masking[UnitTask]):
 
     def features_mixed(self, x: Inputs, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         """Return features of samples of several tasks from one pass; None where that is not possible."""
-        if not self.mixes(x, len(states)):
+        if not self.mixes(x, len(states)) or not all(are_plain(self.norms(state)) for state in states):
             return None
         attentions = [self.attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)
@@ -273,10 +273,13 @@ class UnitMasking(Masking[UnitTask]):
 
     def norms(self, state: UnitTask) -> dict[str, nn.Module]:
         """Return the batch norms that a task uses: its own, or the first task's."""
-        shared = self.settings.batch_norms is BatchNorms.SHARED
-        owner = self.tasks[0] if shared else state
+        return self.owner_of_norms(state).norms
+
+    def owner_of_norms(self, state: UnitTask) -> UnitTask:
+        """Return the task whose norms a task uses: itself, or the first one."""
+        owner = self.tasks[0] if self.settings.batch_norms is BatchNorms.SHARED else state
         assert isinstance(owner, UnitTask)
-        return owner.norms
+        return owner
 
     def attention(self, state: UnitTask) -> Tensor:
         """Return attention over all units, ``(U,)``: annealed in training until it is settled; booleans where hard."""

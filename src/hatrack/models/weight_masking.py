@@ -215,9 +215,14 @@ class WeightMasking(Masking[WeightTask]):
 
     def copies_of(self, state: WeightTask) -> tuple[list[Tensor], dict[str, nn.Module]]:
         """Return the copies of parameters without masks, and of norms, that a task uses."""
+        owner = self.owner_of_norms(state)
+        return list(owner.copies), owner.norms
+
+    def owner_of_norms(self, state: WeightTask) -> WeightTask:
+        """Return the task whose copies and norms a task uses: itself, or the first one."""
         owner = state if self.unmasked is Unmasked.PER_TASK else self.tasks[0]
         assert isinstance(owner, WeightTask)
-        return list(owner.copies), owner.norms
+        return owner
 
     def _masked_weights(self, state: WeightTask) -> list[Tensor]:
         """Return the weights under a task's masks."""

@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.masks.tasks import TaskState
+from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
 from hatrack.protection.source import ProtectionSource
@@ -53,6 +55,8 @@ class Protection:
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
         self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
+        self._layouts: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []  # of tensors with frozen entries
+        self._counters: list[tuple[Tensor, FrozenEntries | Backup]] = []  # of batches, by frozen norms
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
@@ -73,6 +77,10 @@ class Protection:
         attention, dampers, untrained = masks.attention_on_parameters(), masks.dampers(), masks.untrained
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers, untrained)
         self._watch = VersionWatch(self._plan)
+        norms = (module for module in self._network.modules() if isinstance(module, _NormBase))
+        counters = {id(norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None}
+        self._counters = [(tensor, record) for tensor, record in self._plan.own if id(tensor) in counters]
+        self._layouts = [_layout(tensor) for tensor, _ in self._plan.all() if tensor.dim() > 1]
         own = {_key(state): f"tasks.{index}" for index, state in enumerate(tasks) if state.consolidated}
         self._parts = Parts(self._network, {_BACKBONE: "backbone", **own})
         shared = [*(parameter for parameter, _ in self._plan.shared), *self._plan.untrained, *buffers]
@@ -136,23 +144,24 @@ class Protection:
             GuaranteeError: something moved, or was replaced, or is infinite or not a number.
         """
         self.require_same_parts()
-        self.require_unmoved()
+        self.put_back_counters()
+        moved = self.find_moved()
+        if moved:
+            names = self._names()
+            tensors = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
+            tensors = [name for name in tensors if name not in moved]
+            which = f" ({', '.join(tensors[:3])}{' and more' if len(tensors) > 3 else ''})" if tensors else ""
+            raise GuaranteeError(
+                f"protected entries have moved in {', '.join(moved)}{which}: consolidated tasks would no longer give "
+                "their old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
+            )
         if self.digests:
             self.require_finite()
 
-    def require_unmoved(self) -> None:
-        """Compare the digests of everything that is frozen.
-
-        Raises:
-            GuaranteeError: frozen entries have moved.
-        """
-        moved = find_changes(self.digests, self._present_digests())
-        if moved:
-            raise GuaranteeError(
-                f"protected entries have moved in {', '.join(moved)}: consolidated tasks would no longer give their "
-                "old outputs; call restore() or load the last saved network, and pass every optimizer through "
-                f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
-            )
+    def find_moved(self) -> list[str]:
+        """Return the names of what has other digests than it had when it was frozen."""
+        return find_changes(self.digests, self._present_digests())
 
     def require_finite(self) -> None:
         """Check that all parameters of the backbone are finite, since others reach outputs past masks.
@@ -185,7 +194,7 @@ class Protection:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, pruned, parametrized or converted since the network was "
                 "attached, and consolidated tasks would give other outputs; put back what was there (new values go "
-                "into the old parameters, as load_state_dict does), or detach() and attach the backbone anew"
+                "into the old parameters, as load_state_dict does); detach() and attaching anew would lose all tasks"
             )
         self.require_same_shapes(keys)
 
@@ -228,7 +237,7 @@ class Protection:
             raise GuaranteeError(
                 f"{named} had requires_grad=False when the network was attached, so that no task gates what it "
                 "computes, and it must not be trained now: call requires_grad_(False) on it; to train it, detach(), "
-                "turn it on, and attach the backbone anew"
+                "turn it on, and attach the backbone anew, which loses all tasks"
             )
 
     def _require_same_buffers(self) -> None:
@@ -249,7 +258,7 @@ class Protection:
         if replaced:
             raise GuaranteeError(
                 f"{', '.join(replaced)} has been replaced, and consolidated tasks would give other outputs; put back "
-                "the buffer that was there, or detach() and attach the backbone anew"
+                "the buffer that was there; detach() and attaching anew would lose all tasks"
             )
 
     def _keys_of(self, states: Iterable[TaskState]) -> list[str]:
@@ -267,6 +276,8 @@ class Protection:
             return False
         if not self._is_touched(states):
             return True
+        self.put_back_counters()
+        self.report_layouts(stacklevel=8)
         if self._masks.tasks.in_training is None:
             self.put_back()
             return True
@@ -309,6 +320,7 @@ class Protection:
             GuaranteeError: layers or parameters were replaced.
         """
         self.require_same_parts()
+        self.put_back_counters()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
             for tensor, record in moved:
@@ -316,6 +328,16 @@ class Protection:
                 self._watch.note(tensor)
         if moved:
             self._report([tensor for tensor, _ in moved])
+
+    def put_back_counters(self) -> None:
+        """Restore the numbers of batches that frozen norms have seen, without a word, since no output depends on them.
+
+        Averages of networks change them: 0.9 times 24 and 0.1 times 24 make 23 where fractions are cut off.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor, record in self._watch.moved(self._counters):
+                record.restore(tensor)
+                self._watch.note(tensor)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -350,6 +372,25 @@ class Protection:
         network = self._network
         return {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
 
+    def report_layouts(self, stacklevel: int) -> None:
+        """Warn where tensors with frozen entries lie otherwise in memory than they did, once for each change.
+
+        Args:
+            stacklevel: number of calls from here to whoever is warned.
+        """
+        laid = [each for each, shape, strides in self._layouts if each.shape == shape and each.stride() != strides]
+        if not laid:
+            return
+        self._layouts = [_layout(tensor) for tensor, _, _ in self._layouts]
+        names, more = self._names(), f" and {len(laid) - 3} more" if len(laid) > 3 else ""
+        warnings.warn(
+            f"{', '.join(_name_in(names, each) for each in laid[:3])}{more}: values lie otherwise in memory now, as "
+            "after net.to(memory_format=...): kernels sum in another order for another layout, so that consolidated "
+            "tasks may answer with other last bits from here on. Lay networks out before their first task; the former "
+            "layout brings the former bits back",
+            stacklevel=stacklevel,
+        )
+
     def _report(self, moved: Sequence[Tensor]) -> None:
         """Warn that frozen entries have been moved, once for each change."""
         new = [tensor for tensor in moved if self._reported.get(id(tensor)) != stamp_of(tensor)]
@@ -368,6 +409,11 @@ class Protection:
 
 def _name_in(names: Mapping[int, str], tensor: Tensor) -> str:
     return names.get(id(tensor), "a parameter that is no longer there")
+
+
+def _layout(tensor: Tensor) -> tuple[Tensor, torch.Size, tuple[int, ...]]:
+    """Return a tensor, its shape and its strides."""
+    return tensor, tensor.shape, tensor.stride()
 
 
 def _key(state: TaskState) -> str:

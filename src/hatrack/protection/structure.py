@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.state.comparing import PLAIN_VALUES
 
-__all__ = ["Controls", "Parts", "Reshaped", "settings_in_json"]
+__all__ = ["Controls", "Parts", "Reshaped", "restore_settings", "settings_in_json"]
 
 _Table = dict[str, Any]
 _OF_TORCH = frozenset(vars(nn.Module()))
@@ -129,29 +129,57 @@ class Controls:
     Args:
         module: the network.
         moving: names of attributes that a run itself changes.
+        is_ours: tells hooks of hatrack's own, which come and go with the units that are found, and are left out; None
+            where there are none.
     """
 
-    def __init__(self, module: nn.Module, moving: Collection[str] = ()) -> None:
-        self._parts = [(name, p, _settings_of(p, name, moving), _hooks_of(p)) for name, p in module.named_modules()]
+    def __init__(
+        self,
+        module: nn.Module,
+        moving: Collection[str] = (),
+        is_ours: Callable[[object], bool] | None = None,
+    ) -> None:
+        self._is_ours = is_ours or _is_nobodys
+        self._parts = [
+            (name, p, _settings_of(p, name, moving), self._hooks_of(p)) for name, p in module.named_modules()
+        ]
+        self._all_hooks = [_all_hooks_of(part) for _, part, _, _ in self._parts]
+
+    def _hooks_of(self, part: nn.Module) -> tuple[int, ...]:
+        """Return the numbers of a module's hooks but hatrack's own, those before its forward first; −1 stands between.
+
+        Torch gives no number twice.
+        """
+        before, after = (
+            [number for number, hook in table.items() if not self._is_ours(hook)]
+            for table in (part._forward_pre_hooks, part._forward_hooks)
+        )
+        return (*before, -1, *after)
 
     def are_altered(self) -> bool:
         """Return whether any setting or hook has changed."""
         return any(
-            _hooks_of(part) != hooks or any(_is_other(vars(part).get(key), value) for key, value in settings.items())
-            for _, part, settings, hooks in self._parts
+            (_all_hooks_of(part) != together and self._hooks_of(part) != hooks)
+            or any(_is_other(vars(part).get(key), value) for key, value in settings.items())
+            for (_, part, settings, hooks), together in zip(self._parts, self._all_hooks, strict=True)
         )
 
-    def altered(self) -> list[str]:
-        """Return in words what has changed, such as ``"norm.eps (1e-05 before, 0.1 now)"``."""
+    def altered(self, place: str = "") -> list[str]:
+        """Return in words what has changed, such as ``"norm.eps (1e-05 before, 0.1 now)"``.
+
+        Args:
+            place: name of the module in something larger, for the words.
+        """
         found = []
-        for name, part, settings, hooks in self._parts:
+        for own, part, settings, hooks in self._parts:
+            name = f"{place}.{own}".strip(".")
             for key, value in settings.items():
                 present = vars(part).get(key)
                 if _is_other(present, value):
                     inherited = getattr(type(part), key, None)
                     before, now = (inherited if each is None else each for each in (value, present))
                     found.append(f"{name}.{key}".lstrip(".") + f" ({before!r} before, {now!r} now)")
-            if _hooks_of(part) != hooks:
+            if self._hooks_of(part) != hooks:
                 found.append(f"the hooks of {name or 'the backbone'}")
         return found
 
@@ -166,21 +194,47 @@ class Controls:
                     vars(part)[key] = value
             for name_of_table in ("_forward_pre_hooks", "_forward_hooks"):  # which twins share with originals
                 table = vars(part)[name_of_table]
-                kept = {number: hook for number, hook in table.items() if number in hooks}
+                kept = {number: hook for number, hook in table.items() if number in hooks or self._is_ours(hook)}
                 vars(part)[name_of_table] = type(table)(kept)
 
 
-def settings_in_json(module: nn.Module, moving: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def settings_in_json(
+    module: nn.Module, moving: Collection[str] = (), *, gathering: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return by name of every module of a network the settings by which it may choose what it does, as JSON values.
 
     Args:
         module: the network.
         moving: names of attributes that a run itself changes.
+        gathering: whether settings are among them by which batch norms gather statistics in training.
     """
-    found = {name: _settings_of(part, name, moving) for name, part in module.named_modules()}
+    found = {name: _settings_of(part, name, moving, gathering) for name, part in module.named_modules()}
     return {
         name: {key: _as_json(value) for key, value in settings.items()} for name, settings in found.items() if settings
     }
+
+
+def restore_settings(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give the modules of a network the settings of a file, where these are numbers, truth values, texts or None.
+
+    Args:
+        module: the network.
+        saved: what :func:`settings_in_json` returned; settings that a module does not have are passed over.
+    """
+    for name, part in module.named_modules():
+        present = _settings_of(part, name, (), gathering=True)
+        for key, value in saved.get(name, {}).items():
+            if key in present and _is_other(present[key], value) and _may_replace(value, present[key]):
+                vars(part)[key] = value
+
+
+def _may_replace(value: Any, present: Any) -> bool:
+    """Return whether a JSON value is a setting itself, not the words for one that JSON does not know."""
+    if isinstance(value, str):
+        return isinstance(present, str)
+    return isinstance(value, (bool, int, float, type(None))) and isinstance(
+        present, (bool, int, float, type(None), np.generic)
+    )
 
 
 def _as_json(value: Any) -> Any:
@@ -192,7 +246,7 @@ def _as_json(value: Any) -> Any:
     return value if plain else repr(value)
 
 
-def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[str, Any]:
+def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering: bool = False) -> dict[str, Any]:
     """Return attributes of a module by which it may choose what it does, those of its classes included."""
     prefix = f"{name}." if name else ""
     kinds = [kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__]
@@ -200,7 +254,7 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[st
     present = [key for key in vars(part) if not key.startswith("_hatrack")]  # records of who is attached
     names = [key for key in dict.fromkeys((*present, *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
-    if isinstance(part, _NormBase):
+    if isinstance(part, _NormBase) and not gathering:
         own.pop(
             "momentum", None
         )  # of statistics, which old tasks do not gather; it changes while these are gathered anew
@@ -216,5 +270,9 @@ def _is_setting(value: Any) -> bool:
     return all(isinstance(each, PLAIN_VALUES) for each in parts)
 
 
-def _hooks_of(part: nn.Module) -> tuple[int, ...]:
+def _is_nobodys(hook: object) -> bool:
+    return False
+
+
+def _all_hooks_of(part: nn.Module) -> tuple[int, ...]:
     return (*part._forward_pre_hooks, -1, *part._forward_hooks)

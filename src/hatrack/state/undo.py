@@ -12,7 +12,8 @@ import dataclasses
 import enum
 import functools
 import traceback
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -24,7 +25,10 @@ from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "copies_of", "leaves_modes"]
+from hatrack.errors import UnsupportedError
+from hatrack.state.comparing import is_same_tensor
+
+__all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "copies_of", "leaves_modes", "refuses_written"]
 
 
 class UndoLog:
@@ -219,6 +223,10 @@ class Snapshot:
                 if not torch.equal(tensor, values):
                     tensor.copy_(values)
 
+    def values(self) -> dict[int, Tensor]:
+        """Return, by identity, the copies of tensors, which must not be written to."""
+        return {id(tensor): values for tensor, values, _ in self._values}
+
     def copies(self) -> dict[int, Tensor]:
         """Return, by identity, the copies of tensors that nothing has written to since."""
         unchanged = [each for each in self._values if each[2] is not None and each[2] == _version_of(each[0])]
@@ -354,6 +362,40 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
             _BEFORE.set(outer)
 
     return cast(MethodT, wrapped)
+
+
+@contextmanager
+def refuses_written(named: Mapping[str, Tensor]) -> Iterator[None]:
+    """Refuse a backbone whose runs in a block change its parameters, whatever else goes wrong in it.
+
+    They are compared with the values that are kept to undo attaching: torch does not count what is written through
+    ``.data``, and counts what probing writes and takes back.
+
+    Args:
+        named: the parameters by name.
+
+    Raises:
+        UnsupportedError: a run has changed one of them.
+    """
+    snapshot = _BEFORE.get()
+    kept = {} if snapshot is None else snapshot.values()
+
+    def require_unwritten(error: Exception | None) -> None:
+        written = [name for name, each in named.items() if not is_same_tensor(kept.get(id(each), each), each)]
+        if written:
+            raise UnsupportedError(
+                f"running the backbone writes into its parameters, {', '.join(written)}, so that no task could have "
+                "answers that stay. Compute what is needed anew in every pass, and leave the parameter as it is "
+                "(weight = self.weight / self.weight.norm(), or torch.nn.utils.parametrize); or write after steps of "
+                "the optimizer, outside of forward"
+            ) from error
+
+    try:
+        yield
+    except Exception as error:
+        require_unwritten(error)
+        raise
+    require_unwritten(None)
 
 
 def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 
-__all__ = ["laid_out_like", "lay_gradients_out", "memory_format_of"]
+__all__ = ["laid_out_like", "lay_gradients_out", "lay_out", "memory_format_of", "strides_of"]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
@@ -31,6 +33,71 @@ def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.layout is not torch.strided or value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def strides_of(module: nn.Module) -> dict[str, list[int]]:
+    """Return, by name, the strides of parameters and buffers that do not lie in memory row by row.
+
+    Kernels sum in another order for another layout, so that the last bits of outputs depend on it. Tensors with gaps,
+    or whose entries share memory, are left out.
+
+    Args:
+        module: the network.
+    """
+    return {
+        name: list(tensor.stride())
+        for name, tensor in _tensors_of(module)
+        if not _lies_in(tensor, _plain_strides(tensor.shape)) and _is_dense(tensor.shape, tensor.stride())
+    }
+
+
+def lay_out(module: nn.Module, strides: Mapping[str, Sequence[int]]) -> None:
+    """Lay parameters and buffers out in memory as they were recorded; they stay the same objects, of the same values.
+
+    Args:
+        module: the network.
+        strides: what :func:`strides_of` returned; all other tensors are laid out row by row.
+    """
+    for name, tensor in _tensors_of(module):
+        wanted = tuple(strides.get(name, _plain_strides(tensor.shape)))
+        present_is_dense = _is_dense(tensor.shape, tensor.stride())
+        if not _lies_in(tensor, wanted) and present_is_dense and _is_dense(tensor.shape, wanted):
+            laid = torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device)
+            tensor.data = laid.copy_(tensor.detach())
+
+
+def _tensors_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Yield parameters and buffers that have strides to speak of."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.layout is torch.strided and tensor.dim() > 1 and not isinstance(tensor, _WITHOUT_VALUES):
+            yield name, tensor
+
+
+_WITHOUT_VALUES = (UninitializedParameter, UninitializedBuffer)
+
+
+def _lies_in(tensor: Tensor, strides: Sequence[int]) -> bool:
+    return tensor.stride() == tuple(strides)
+
+
+def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _is_dense(shape: torch.Size, strides: Sequence[int]) -> bool:
+    """Return whether entries of a shape fill memory without gaps, each in a place of its own."""
+    step = 1
+    if len(shape) != len(strides):
+        return False
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride != step:
+            return False
+        step *= size
+    return True
 
 
 def lay_gradients_out(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
