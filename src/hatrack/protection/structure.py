@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from hatrack.state.comparing import PLAIN_VALUES
 
@@ -255,10 +256,15 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering:
     names = [key for key in dict.fromkeys((*present, *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
     if isinstance(part, _NormBase) and not gathering:
-        own.pop(
-            "momentum", None
-        )  # of statistics, which old tasks do not gather; it changes while these are gathered anew
+        # Of statistics, which old tasks do not gather; it changes while these are gathered anew.
+        own.pop("momentum", None)
+    if isinstance(part, _DropoutNd) and _is_of_torch(type(part)) and not gathering:
+        own.pop("p", None)  # old tasks drop nothing, whatever the share; schedules change it at every step
     return {key: value for key, value in own.items() if _is_setting(value)}
+
+
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    return kind.forward.__module__ == _DropoutNd.__module__
 
 
 def _is_other(present: Any, value: Any) -> bool:
