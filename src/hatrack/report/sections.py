@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hatrack.experiments.statistics import LEAST_SEEDS, Interval
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.canvas import LIGHT, dark_cell, dash_of
@@ -14,7 +15,7 @@ from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
-from hatrack.report.verdict import Verdict, unforgotten
+from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
 from hatrack.report.writers import display, number
 
 __all__ = [
@@ -94,8 +95,7 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
         lead = outcome.lead
         text = "one seed in common: no telling whether that is luck"
         if lead is not None:
-            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: "
-            text += "more than luck" if lead.excludes_zero else "may well be luck"
+            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
         cards.append(
             ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
@@ -110,6 +110,15 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
         text = text if metric.larger_is_better else f"more {metric.name} than when a task was learned, on the average"
         cards.append(("bad", what, figure, text))
     return _as_cards(cards)
+
+
+def _luck(lead: Interval) -> str:
+    """Say whether a lead is more than luck, as far as that can be told."""
+    if lead.is_significant is None:
+        return "two seeds are too few to tell that from luck"
+    if not lead.has_width:
+        return "all seeds differ by the same, which does not tell it from luck"
+    return "more than luck" if lead.is_significant else "may well be luck"
 
 
 def _unforgotten_card(kept: Sequence[str], several: bool) -> tuple[str, str, str, str]:
@@ -149,8 +158,10 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
             f"Learning all tasks at once, with all the data in hand, reaches {reached}: the best "
             f"method is {number(abs(gap), difference)}{_unit(metric)} {relation} that."
         )
-    if outcome.lead is None and outcome.second is not None:
-        sentences.append("With fewer than two seeds in common, differences cannot be told from luck; run more seeds.")
+    if outcome.second is not None and (outcome.lead is None or outcome.lead.is_significant is None):
+        sentences.append(
+            f"With fewer than {LEAST_SEEDS} seeds in common, differences cannot be told from luck; run more seeds."
+        )
     return sentences
 
 
@@ -203,6 +214,7 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
     return {
         "reference": reference,
         "unit": "points" if metric.is_share else metric.name,
+        "of_samples": metric in OF_SAMPLES,
         "zero": place(0.0),
         "low": number(low, kind),
         "high": number(high, kind),
@@ -214,15 +226,20 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
                 "left": place(row[f"{key}_low"]),
                 "at": place(row[key]),
                 "width": place(row[f"{key}_high"]) - place(row[f"{key}_low"]),
-                "word": "may be luck"
-                if not row[f"{key}_significant"]
-                else "better"
-                if metric.gain(row[key], 0.0) > 0
-                else "worse",
+                "word": _word(row, key, metric),
             }
             for row in rows
         ],
     }
+
+
+def _word(row: Row, key: str, metric: Metric) -> str:
+    """Return the verdict on a difference in a word or two."""
+    if row[f"{key}_significant"] is None:
+        return "too few seeds"
+    if row[f"{key}_significant"]:
+        return "better" if metric.gain(row[key], 0.0) > 0 else "worse"
+    return "may be luck" if row[f"{key}_high"] > row[f"{key}_low"] else "no spread"
 
 
 def beside(table: Table) -> tuple[Row, ...]:
