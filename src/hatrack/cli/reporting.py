@@ -87,6 +87,8 @@ def report_command(
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     write_output(out, WRITERS[format](found))
+    if format in ("csv", "json"):  # plain values, which have no place for a note
+        warn([said for said in (runs.conditions, runs.missing) if said])
     return 0
 
 

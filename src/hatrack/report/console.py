@@ -16,6 +16,8 @@ from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best
 from hatrack.objectives import ACCURACY, Classification, Metric
 from hatrack.objectives.metrics import readable
+from hatrack.report.conditions import differing, unequal
+from hatrack.report.table import joined
 from hatrack.report.weak_ratios import weak_ratios
 
 __all__ = [
@@ -208,9 +210,17 @@ def comparison_table(comparison: Comparison) -> Table:
             f"tasks have different metrics ({names}), of which no mean means anything; the score of every task: "
             "hatrack report FOLDER --format markdown --table accuracy"
         )
-    elif note := _note(comparison):
+    elif note := joined(_note(comparison), _conditions(comparison)):
         table.caption = note
     return table
+
+
+def _conditions(comparison: Comparison) -> str:
+    """Say in which settings methods differ that are not their own, and whether they can be ranked."""
+    finished = [(method, runs[0]) for method in comparison.methods if (runs := _finished(comparison, method))]
+    found = differing(finished)
+    competing = [pair for pair in finished if pair[0] not in REFERENCES]
+    return f"{found}, so that no method is called ahead of another" if found and unequal(competing) else found
 
 
 def _note(comparison: Comparison) -> str:

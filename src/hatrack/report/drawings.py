@@ -121,7 +121,7 @@ def _tasks(runs: Runs, method: str) -> Drawing:
 
 def _time(runs: Runs) -> Drawing:
     table = timing(runs)
-    return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table)
+    return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table, table.note)
 
 
 def _sensitivity(runs: Runs) -> Drawing:
@@ -164,7 +164,7 @@ def _time_by_task(runs: Runs) -> Drawing:
     shown, column = _but_guessing(runs), {column.key: column for column in table.columns}
     rows = [row for row in table.rows if row["method"] in shown]
     chart = charts.curves(rows, column["seconds"], shown, over=column["task"])
-    return Drawing(chart, "Time for training on each task and testing all so far", table)
+    return Drawing(chart, "Time for training on each task and testing all so far", table, table.note)
 
 
 def _learning(runs: Runs) -> Drawing:

@@ -73,7 +73,8 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
 
     Args:
         runs: the runs.
-        outcome: who is best; None where tasks have different metrics, so that nobody is.
+        outcome: who is best; None where tasks have different metrics, or runs different settings that are not a
+            method's own, so that nobody is.
     """
     several = len(runs.competitors) > 1
     if outcome is None:
@@ -96,6 +97,9 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
         text = "one seed in common: no telling whether that is luck"
         if lead is not None:
             text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
+            if any(len(runs.by_label[label]) > lead.n for label in (outcome.best, outcome.second)):
+                mean = f"{number(lead.mean, difference)}{_unit(metric)}"
+                text = f"{mean} over the {lead.n} seeds that both have, {text}"
         cards.append(
             ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
@@ -138,9 +142,11 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
 
     Args:
         runs: the runs.
-        outcome: who is best; None where tasks have different metrics.
+        outcome: who is best; None as for :func:`cards`.
     """
-    sentences: list[str] = []
+    sentences = [f"{capitalized(runs.conditions)}."] if runs.conditions else []
+    if runs.metric is not None and runs.unequal:
+        return [f"{capitalized(runs.conditions)}. Make the runs with the same settings to rank them."]
     if outcome is None:
         why = runs.different
         return [

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from hatrack.errors import InputError
 from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import Matrix, average_score, forgetting
 from hatrack.experiments.statistics import LEAST_SEEDS, Interval, error_of_shares, paired_difference
@@ -50,9 +51,15 @@ def verdict(runs: Runs) -> Verdict:
     """Find the winner.
 
     Raises:
-        InputError: tasks have different metrics, so that there is none.
+        InputError: tasks have different metrics, or runs learned with different settings that are not a method's own,
+            so that there is none.
     """
     metric = runs.require_metric()
+    if runs.unequal:
+        raise InputError(
+            f"no method is called ahead of another, since runs differ in settings that are not a method's own "
+            f"({runs.unequal}); make the runs with the same, or report on each alone"
+        )
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
     second = others[0] if others else None
@@ -137,7 +144,7 @@ def timing(runs: Runs) -> Table:
         Kind.RATIO.column("times_sgd", "times sgd"),
     )
     known = columns if plain else columns[:-1]
-    return Table("timing", "Training and testing time", known, tuple(rows))
+    return Table("timing", "Training and testing time", known, tuple(rows), runs.times)
 
 
 def _lead(runs: Runs, best: str, second: str) -> Interval | None:
