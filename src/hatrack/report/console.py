@@ -13,7 +13,7 @@ from hatrack.experiments import Comparison, Reproduction, RunResult, Verificatio
 from hatrack.experiments.plan import REFERENCES
 from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread, spread
-from hatrack.experiments.tuning import Candidate, best
+from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY, Classification, Metric
 from hatrack.objectives.metrics import readable
 from hatrack.report.conditions import differing, unequal
@@ -318,16 +318,17 @@ def _headings(metric: Metric, of: str = "") -> tuple[str, str]:
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:
-    """Make a row per candidate in their order, the best one marked."""
+    """Make a row per candidate in their order, the best one marked, and those that tie with it."""
     table = Table("settings", box=SIMPLE)
     metric = next((candidate.metric for candidate in candidates if candidate.score is not None), ACCURACY)
     table.add_column(f"average {metric.name}", justify="right")
-    chosen = best(candidates)
+    chosen, equals = best(candidates), tied(candidates)
     for candidate in candidates:
         settings = Text(", ".join(f"{key}={value}" for key, value in candidate.settings.items()))
         score = Text("failed" if candidate.error else "–")
         if candidate.score is not None:
-            score = Text(candidate.metric.say(candidate.score, 2) + (" best" if candidate is chosen else ""))
+            mark = " best" if candidate is chosen else " tied" if candidate in equals else ""
+            score = Text(candidate.metric.say(candidate.score, 2) + mark)
         table.add_row(settings, score, style="bold" if candidate is chosen else "")
     return table
 
