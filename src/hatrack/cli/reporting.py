@@ -105,7 +105,8 @@ def sizes_command(
 ) -> int:
     """Measure the tasks of a run as networks of their own: parameters, size of the file, and speed.
 
-    Times are of this machine, here and now; the whole network and the task's own take turns.
+    Times are of this machine, here and now; the task's own network, the whole one without gates and masks, and the
+    masked one take turns.
 
     Parameters
     ----------
