@@ -15,6 +15,7 @@ from hatrack.experiments import Comparison, RunResult
 from hatrack.experiments.plan import ComparisonPlan
 from hatrack.experiments.results import write_result
 from hatrack.experiments.settings import SAMPLES, NetworkSettings, StreamSettings
+from hatrack.methods import METHODS
 from hatrack.report import comparison_table, tables
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.page import html_report
@@ -80,11 +81,11 @@ def test_what_a_method_or_its_preset_sets_for_it_alone_is_its_own() -> None:
 
 
 def test_settings_of_what_trains_nothing_or_only_refers_rank_nobody_down() -> None:
-    assert not Runs.of([of("hat"), of("sgd"), of("random", epochs=1)]).conditions
-    runs = Runs.of([of("hat"), of("sgd"), of("joint", epochs=1)])
+    assert not Runs.of([of("hat"), of("sgd"), of("random", epochs=11)]).conditions
+    runs = Runs.of([of("hat"), of("sgd"), of("joint", epochs=11)])
     assert "epochs: " in runs.conditions
     assert not runs.unequal
-    assert "1 for joint" in sentences(runs, verdict(runs))[0]
+    assert "11 for joint" in sentences(runs, verdict(runs))[0]
 
 
 def test_every_table_every_figure_and_the_page_say_so() -> None:
@@ -171,3 +172,11 @@ def test_the_table_of_compare_says_so_too() -> None:
     assert "so that no method is called ahead" in str(comparison_table(comparison).caption)
     alike = replace(comparison, results={("hat", 0): of("hat"), ("sgd", 0): of("sgd")})
     assert WORDS not in str(comparison_table(alike).caption)
+
+
+def test_who_made_more_epochs_than_the_setting_says_is_named() -> None:
+    """The two paths of PathNet learn for as long as ``epochs`` each."""
+    runs = Runs.of([of("hat", epochs=5), replace(of("pathnet", epochs=5), epochs=(10, 8))])
+    assert "more epochs of a task are made than `epochs` says (10 of 5 for pathnet)" in runs.conditions.lower()
+    assert not runs.unequal
+    assert "epochs" in METHODS["pathnet"].description

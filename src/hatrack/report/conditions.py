@@ -12,12 +12,13 @@ from hatrack.experiments import EXPERIMENTS, RunResult
 from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
+from hatrack.report.table import joined
 from hatrack.train import TrainingSettings
 
-__all__ = ["differing", "times_with_recognition", "unequal", "weighted_losses"]
+__all__ = ["conditions", "differing", "more_epochs", "times_with_recognition", "unequal", "weighted_losses"]
 
 Labelled = Sequence[tuple[str, RunResult]]
-"""Runs with their labels, one of each label at least."""
+"""Runs with their labels, at least one of each."""
 
 _COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -43,6 +44,19 @@ _NAMED = 5
 """Number of labels that a sentence names for one value."""
 
 
+def conditions(runs: Labelled, competing: Sequence[str]) -> str:
+    """Say all that must be known to compare runs, as a sentence without its end; empty where nothing must.
+
+    Args:
+        runs: runs with their labels.
+        competing: labels of those that would be ranked.
+    """
+    found = differing(runs)
+    if found and unequal([pair for pair in runs if pair[0] in competing]):
+        found = f"{found}, so that no method is called ahead of another"
+    return joined(found, more_epochs(runs))
+
+
 def differing(runs: Labelled) -> str:
     """Say in which settings that are not a method's own runs differ; empty where they do not.
 
@@ -54,6 +68,16 @@ def differing(runs: Labelled) -> str:
     """
     found = _different(runs, without=_ADDED)
     return f"runs differ in settings that are not a method's own ({_said(found)})" if found else ""
+
+
+def more_epochs(runs: Labelled) -> str:
+    """Say which runs made more epochs of a task than ``epochs`` says, as PathNet's two paths do; or nothing."""
+    found = {
+        label: f"{max(run.epochs)} of {run.config['epochs']}"
+        for label, run in runs
+        if _trains(run) and run.epochs and "epochs" in run.config and max(run.epochs) > run.config["epochs"]
+    }
+    return f"more epochs of a task are made than `epochs` says ({_grouped(found)})" if found else ""
 
 
 def unequal(runs: Labelled) -> str:

@@ -15,8 +15,8 @@ from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY, Classification, Metric
-from hatrack.objectives.metrics import readable
-from hatrack.report.conditions import differing, unequal
+from hatrack.objectives.metrics import evenly, readable
+from hatrack.report.conditions import conditions
 from hatrack.report.table import joined
 from hatrack.report.weak_ratios import weak_ratios
 
@@ -91,10 +91,13 @@ def forgetting_line(result: RunResult) -> str:
     return line if capacity is None else f"{line}, {share_in_use(capacity)}"
 
 
-def _averages(metric: Metric, average: float, lost: float) -> str:
+def _averages(metric: Metric, average: float, lost: float | None) -> str:
+    """Say the average score, and forgetting; a dash where nothing was learned after the only task."""
     if metric.is_share:
-        return f"average {metric.name} {average:.2%}, forgetting {100 * lost:.2f} points"
-    return f"average {metric.name} {readable(average)} ({metric.direction}), forgetting {readable(lost)}"
+        said = "–" if lost is None else f"{100 * lost:.2f} points"
+        return f"average {metric.name} {average:.2%}, forgetting {said}"
+    said = "–" if lost is None else readable(lost)
+    return f"average {metric.name} {readable(average)} ({metric.direction}), forgetting {said}"
 
 
 def _what(result: RunResult) -> str:
@@ -218,9 +221,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def _conditions(comparison: Comparison) -> str:
     """Say in which settings methods differ that are not their own, and whether they can be ranked."""
     finished = [(method, runs[0]) for method in comparison.methods if (runs := _finished(comparison, method))]
-    found = differing(finished)
-    competing = [pair for pair in finished if pair[0] not in REFERENCES]
-    return f"{found}, so that no method is called ahead of another" if found and unequal(competing) else found
+    return conditions(finished, [method for method in comparison.methods if method not in REFERENCES])
 
 
 def _note(comparison: Comparison) -> str:
@@ -257,7 +258,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
     metric = comparison.metric or ACCURACY
     score, lost = _headings(metric)
 
-    def said(figure: str, percent: bool, form: Callable[[float], str] = readable) -> Callable[[str], str]:
+    def said(figure: str, percent: bool, form: Callable[[float], str] | None = None) -> Callable[[str], str]:
         return lambda method: _spread(comparison.spread(method, figure), percent, form)
 
     return [
@@ -333,11 +334,14 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
     return table
 
 
-def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] = readable) -> str:
+def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] | None = None) -> str:
+    """Say a mean and its deviation: shares in percent, others in a form, or with the decimals of the larger one."""
     if found is None:
         return "–"
-
-    def say(value: float) -> str:
-        return f"{100 * value + 0.0:.2f}" if percent else form(value + 0.0)
-
-    return say(found.mean) if found.sd is None else f"{say(found.mean)} ± {say(found.sd)}"
+    values = [found.mean] if found.sd is None else [found.mean, found.sd]
+    if percent:
+        form = "{:.2f}".format
+        values = [100 * value for value in values]
+    if form is None and len(values) == 1:
+        form = readable
+    return " ± ".join(evenly(*values) if form is None else [form(value + 0.0) for value in values])

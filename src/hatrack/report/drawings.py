@@ -22,6 +22,7 @@ def _average(runs: Runs) -> Drawing:
 
 
 _NEEDS_RHO = "ρ needs the runs of joint and random with the same seeds; run these methods too"
+_NEEDS_TASKS = "nothing is learned after a single task, by which it could be forgotten; take runs of several tasks"
 _NEEDS_INFER = "no run here has such data; it is kept by methods with masks, such as hat, with `infer=true`"
 
 
@@ -207,7 +208,7 @@ def _require(table: Table, who: str) -> Table:
 DRAWINGS: Mapping[str, Callable[[Runs], Drawing]] = MappingProxyType(
     {
         "accuracy": _average,
-        "forgetting": _curve("forgetting", "Forgetting"),
+        "forgetting": _curve("forgetting", "Forgetting", _NEEDS_TASKS),
         "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
         "sensitivity": _sensitivity,
         "usage": _usage,

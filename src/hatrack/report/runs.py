@@ -19,7 +19,7 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
-from hatrack.report.conditions import differing, times_with_recognition, unequal, weighted_losses
+from hatrack.report.conditions import conditions, times_with_recognition, unequal, weighted_losses
 from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
@@ -205,9 +205,8 @@ class Runs:
 
     @cached_property
     def conditions(self) -> str:
-        """Sentence, without its end, about settings in which runs differ though they are no method's own; or empty."""
-        found = differing(self._one_of_each)
-        return f"{found}, so that no method is called ahead of another" if found and self.unequal else found
+        """Sentence, without its end, about what runs had to learn with that was not alike; empty where all was."""
+        return conditions(self._one_of_each, self.competitors)
 
     @property
     def missing(self) -> str:

@@ -16,6 +16,7 @@ from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
+from hatrack.report.writers import beside as evenly_said
 from hatrack.report.writers import display, number
 
 __all__ = [
@@ -78,7 +79,7 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
     """
     several = len(runs.competitors) > 1
     if outcome is None:
-        return _as_cards([_unforgotten_card(unforgotten(runs), several)])
+        return _as_cards([_unforgotten_card(unforgotten(runs), several)] if runs.learned > 1 else [])
     metric = runs.require_metric()
     kind, difference = kinds_of(metric)
     shown = f"{number(outcome.score, kind)}{' %' if metric.is_share else ''}"
@@ -104,9 +105,9 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
             ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
     kept = outcome.unforgotten
-    if kept or not several:
+    if runs.learned > 1 and (kept or not several):
         cards.append(_unforgotten_card(kept, several))
-    name, lost = outcome.most_forgetful
+    name, lost = outcome.most_forgetful or ("", 0.0)
     if lost > 0:
         what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
         figure += f"{number(lost, difference)}{_unit(metric)}"
@@ -195,11 +196,14 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     barred = column.key == "used" or (column.key.startswith("average_") and column.kind is Kind.PERCENT)
     share = round(float(value), 4) if barred and value is not None else None
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
+    deviation = None
+    if spread is not None and value is not None:
+        text, deviation = evenly_said(value, spread, column.kind)
     return {
         "text": text,
         "kind": column.kind.value,
         "share": share,
-        "spread": None if spread is None or value is None else number(spread, column.kind),
+        "spread": deviation,
     }
 
 

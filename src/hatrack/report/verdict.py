@@ -35,7 +35,7 @@ class Verdict:
         points: the difference of their mean scores, above 0 where it is the better one; None
             without a second.
         unforgotten: labels, references aside, of which no output ever changed, in any run.
-        most_forgetful: label that lost most, and how much.
+        most_forgetful: label that lost most, and how much; None where there is one task, after which none was learned.
     """
 
     best: str
@@ -44,7 +44,7 @@ class Verdict:
     lead: Interval | None
     points: float | None
     unforgotten: tuple[str, ...]
-    most_forgetful: tuple[str, float]
+    most_forgetful: tuple[str, float] | None
 
 
 def verdict(runs: Runs) -> Verdict:
@@ -63,7 +63,7 @@ def verdict(runs: Runs) -> Verdict:
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
     second = others[0] if others else None
-    forgetful = max(ranked, key=lambda row: row["forgetting"])
+    forgetful = max(ranked, key=lambda row: row["forgetting"]) if runs.learned > 1 else None
     return Verdict(
         best=best["method"],
         score=best[runs.average],
@@ -71,7 +71,7 @@ def verdict(runs: Runs) -> Verdict:
         lead=None if second is None else _lead(runs, best["method"], second["method"]),
         points=None if second is None else metric.gain(best[runs.average], second[runs.average]),
         unforgotten=unforgotten(runs),
-        most_forgetful=(forgetful["method"], forgetful["forgetting"]),
+        most_forgetful=None if forgetful is None else (forgetful["method"], forgetful["forgetting"]),
     )
 
 
@@ -93,9 +93,12 @@ def differences(runs: Runs) -> Table:
     """
     reference = verdict(runs).best
     rows = []
+    metric = runs.require_metric()
+    name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
+    figures = ((runs.average, name), ("forgetting", "forgetting"))[: min(2, runs.learned)]
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
-        for figure in (runs.average, "forgetting"):
+        for figure, _ in figures:
             interval = _difference(runs, label, reference, figure) if label != reference else None
             if interval is not None:
                 row |= {
@@ -108,12 +111,10 @@ def differences(runs: Runs) -> Table:
                 }
         if len(row) > 1:
             rows.append(row)
-    metric = runs.require_metric()
     rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
     columns = [Kind.TEXT.column("method"), Kind.TEXT.column("against")]
     kind = kinds_of(metric)[1]
-    name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
-    for figure, title in ((runs.average, name), ("forgetting", "forgetting")):
+    for figure, title in figures:
         columns += [
             kind.column(figure, f"{title}, difference"),
             kind.column(f"{figure}_low", "from"),
