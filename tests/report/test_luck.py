@@ -47,7 +47,7 @@ def pair(best: float, second: float, seeds: int, **more: object) -> Runs:
 
 def headline(runs: Runs) -> str:
     outcome = verdict(runs)
-    ahead = next(card for card in cards(runs, outcome) if card["what"].startswith("ahead of"))
+    ahead = next(card for card in cards(runs, outcome) if card["what"].endswith(", the next"))
     return " ".join([ahead["text"], *sentences(runs, outcome)])
 
 
@@ -95,3 +95,24 @@ def test_forgetting_has_the_error_of_what_changed() -> None:
     assert rows["sgd"]["forgetting"] == pytest.approx(0.1)
     assert half == pytest.approx(1.95996 * error, abs=1e-5)
     assert rows["joint"]["forgetting_low"] == rows["joint"]["forgetting_high"] == 0.0
+
+
+def test_methods_that_are_level_are_not_called_ahead() -> None:
+    runs = Runs.of(of(method, seed, [[0.5]]) for method in ("ewc", "hat", "sgd") for seed in range(3))
+    found = {card["what"]: card["figure"] for card in cards(runs, verdict(runs))}
+    assert found["highest accuracy after the last task"] == "ewc, hat, sgd 50.00 %"
+    assert "level with hat, the next" in found
+    assert "ahead" not in " ".join(found)
+
+
+def test_the_lead_over_the_seeds_that_both_have_stands_beside_that_of_all() -> None:
+    """The interval is around the former, which may even have the other sign."""
+    best = [of("ewc", seed, [[value]]) for seed, value in enumerate((0.5, 0.51, 0.52, 0.9))]
+    second = [of("hat", seed, [[value]]) for seed, value in enumerate((0.52, 0.53, 0.54))]
+    runs = Runs.of([*best, *second])
+    outcome = verdict(runs)
+    assert outcome.points == pytest.approx(0.0775)
+    assert outcome.lead is not None
+    assert outcome.lead.mean == pytest.approx(-0.02)
+    assert "−2.00 points over the 3 seeds that both have, 95 % interval" in headline(runs)
+    assert "seeds that both have" not in headline(pair(0.52, 0.50, 3))

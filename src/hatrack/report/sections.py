@@ -87,14 +87,19 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
     cards = [("", f"average {_named(metric)} in the end", shown, over)]
     if several:
         superlative = "highest" if metric.larger_is_better else "lowest"
-        cards = [("", f"{superlative} {metric.name} after the last task", f"{outcome.best} {shown}", over)]
+        equals = [
+            row["method"]
+            for row in summary(runs).rows
+            if row["method"] in runs.competitors and row[runs.average] == outcome.score
+        ]
+        cards = [("", f"{superlative} {metric.name} after the last task", f"{', '.join(equals)} {shown}", over)]
     best = next(row for row in summary(runs).rows if row["method"] == outcome.best)
     both, task = (best[column.key] for column in UNNAMED)
     if both is not None and task is not None:
         text = f"the task is recognised for {number(task, Kind.PERCENT)} % of the test samples"
         cards.append(("", "right with no task named", f"{number(both, Kind.PERCENT)} %", text))
     if outcome.second is not None and outcome.points is not None:
-        lead = outcome.lead
+        lead, relation = outcome.lead, "ahead of" if outcome.points else "level with"
         text = "one seed in common: no telling whether that is luck"
         if lead is not None:
             text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
@@ -102,7 +107,7 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
                 mean = f"{number(lead.mean, difference)}{_unit(metric)}"
                 text = f"{mean} over the {lead.n} seeds that both have, {text}"
         cards.append(
-            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
+            ("", f"{relation} {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
     kept = outcome.unforgotten
     if runs.learned > 1 and (kept or not several):
