@@ -132,7 +132,7 @@ def test_plain_values_have_their_notes_beside_them(tmp_path: Path, capsys: pytes
     assert main(["report", str(tmp_path), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("method,")
-    assert " ".join(err.split()).startswith(f"warning: runs {WORDS}")
+    assert " ".join(err.split()).startswith(f"warning: Runs {WORDS}")
 
 
 def test_losses_that_weigh_classes_are_said_to_be_others() -> None:

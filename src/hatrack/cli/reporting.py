@@ -87,8 +87,8 @@ def report_command(
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     write_output(out, WRITERS[format](found))
-    if format in ("csv", "json"):  # plain values, which have no place for a note
-        warn([said for said in (runs.conditions, runs.missing) if said])
+    if format in ("csv", "json") and any((runs.conditions, runs.missing, runs.losses, runs.times)):
+        warn([found.note] if found.note else [])  # plain values have no place for it
     return 0
 
 
