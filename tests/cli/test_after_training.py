@@ -148,7 +148,8 @@ def test_sizes(folder: Path, first: str, capsys: pytest.CaptureFixture[str], tmp
     assert rows[0]["parameters"] == sum(value.numel() for value in tensors.values())
     assert rows[0]["full_parameters"] == 784 * 24 + 24 + 24 * 20 + 20 + 2 * 20 + 2
     assert rows[0]["full_file_bytes"] > 4 * rows[0]["full_parameters"]
-    assert rows[0]["speedup"] > 0
+    assert rows[0]["speedup"] == pytest.approx(rows[0]["plain_milliseconds"] / rows[0]["milliseconds"])
+    assert rows[0]["speedup_over_masked"] == pytest.approx(rows[0]["full_milliseconds"] / rows[0]["milliseconds"])
     capsys.readouterr()
     assert main(["sizes", str(folder), "--task", first, "--repetitions", "1"]) == 0
     assert first in capsys.readouterr().out

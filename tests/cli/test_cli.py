@@ -51,6 +51,11 @@ def test_run_verify_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     assert main([*command, "--set", "lr=0.2"]) == 2
     assert "other settings: lr (0.1 there, 0.2 now)" in capsys.readouterr().err
+    command[command.index("--method") + 1] = "sgd"
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "holds a run of another method (hat there, sgd now); choose another folder (--out)" in said
+    assert "s_max" not in said, "settings that the other method lacks are not listed beside it"
 
 
 def test_the_recorded_command_makes_the_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

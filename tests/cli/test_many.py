@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -142,7 +143,20 @@ def test_tuning_shows_the_best_setting_as_options(tmp_path: Path, capsys: pytest
     assert main([*command, "--dry-run"]) == 0
     assert "1 of 1 runs to do" in capsys.readouterr().out
     assert main(command) == 0
-    assert "best: --set random.eval_batch_size=1000" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "best: --set random.eval_batch_size=1000" in said
+    assert "chosen by the test samples" in said
+    assert "--set tested_on=validation" in said
+    assert "that tie" not in said
+    grid = ["--grid", "eval_batch_size=2000", "--set", "tested_on=validation"]  # all samples in one batch with both
+    assert main(["tune", "demo", "--method", "random", *grid, *TINY, "--out", str(tmp_path / "validated")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "chosen by validation samples" in said
+    assert "--set tested_on" not in said
+    assert re.search(r"eval_batch_size=2000 \d+\.\d+% tied", said)
+    assert "the first of 2 that tie, with eval_batch_size=2000" in said
+    record = json.loads((tmp_path / "validated" / "tuning.json").read_text())
+    assert (record["chosen_on"], len(record["tied"])) == ("validation", 2)
     assert main(["tune", "demo", "--method", "sgd"]) == 2
     assert "sgd has no recorded grid" in capsys.readouterr().err
 

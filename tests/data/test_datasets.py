@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,18 @@ def test_look_up_without_a_close_name() -> None:
     assert look_up("letter", "a", {"a": 1, "b": 2}) == 1
     with pytest.raises(InputError, match="there is no letter 'zzz'; choose one of: a, b"):
         look_up("letter", "zzz", {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("given", [(torch.zeros(10_000, 3), [1] * 10_000), torch.zeros(50, 50), ["a"] * 500])
+def test_samples_in_the_place_of_a_name_are_not_printed(given: Any) -> None:
+    """As in ``Learner.evaluate((x, y), "a")``."""
+    with pytest.raises(
+        InputError, match=r"no task that something of type \w+ could name; choose one of: a, b"
+    ) as caught:
+        look_up("task", given, {"a": 1, "b": 2})
+    assert len(str(caught.value)) < 100
+    with pytest.raises(InputError, match="there is no task 3; choose one of: a, b"):
+        look_up("task", 3, {"a": 1, "b": 2})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", list(DATASETS))

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hatrack.cli import main
 from hatrack.errors import CheckpointError, InputError
 from hatrack.experiments import Comparison, RunRequest, TaskSummary, prepare, read_result, verify
 from hatrack.experiments.results import write_result
-from hatrack.experiments.tuning import Candidate, best
+from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY
 from hatrack.objectives.metrics import MEAN_ABSOLUTE_ERROR, R_SQUARED
 from hatrack.storage.checked_json import write_checked_json
@@ -275,6 +277,16 @@ def test_settings_are_chosen_by_the_direction() -> None:
     upwards = [replace(each, metric=R_SQUARED) for each in found]
     assert best(upwards) is upwards[2]
     assert best(found[:1]) is None
+
+
+@given(st.lists(st.none() | st.sampled_from([0.1, 0.2, 0.2 + 1e-12]), max_size=6), st.booleans())
+def test_ties_are_all_that_no_other_is_better_than(scores: list[float | None], larger: bool) -> None:
+    metric = R_SQUARED if larger else MEAN_ABSOLUTE_ERROR
+    found = [Candidate({"lr": at}, score, None, metric) for at, score in enumerate(scores)]
+    known = [each for each in found if each.score is not None]
+    unbeaten = [one for one in known if not any(metric.gain(o.score or 0.0, one.score or 0.0) > 0 for o in known)]
+    assert list(tied(found)) == (unbeaten if len(unbeaten) > 1 else [])
+    assert best(found) is (unbeaten[0] if unbeaten else None)
 
 
 @pytest.mark.slow

@@ -93,6 +93,24 @@ def test_where_predictions_cannot_be_written_is_said_before_anything_is_read(
         assert word in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("size;colour\n9,5;blüe\n", "save it as UTF-8"),
+        ("size,colour\n9.5,blue\n", 'is divided by ",", not by ";"; tables to predict'),
+    ],
+)
+def test_no_setting_is_proposed_that_predict_has_not(
+    text: str, said: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text(text, encoding="cp1252")
+    assert main(["predict", str(tables / "run"), str(tmp_path / "new.csv"), "--task", "kinds"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert said in shown
+    assert "--set" not in shown
+    assert "written as those of training" in shown
+
+
 def test_rows_of_a_table_are_asked_as_those_of_training(
     tables: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

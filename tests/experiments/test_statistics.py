@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hatrack.errors import InputError
-from hatrack.experiments.statistics import paired_difference, spread, student_t_quantile
+from hatrack.experiments.statistics import error_of_shares, paired_difference, spread, student_t_quantile
 
 # The two-sided quantiles of any printed table of Student's distribution.
 TABLE = [
@@ -80,3 +84,74 @@ def test_spread() -> None:
     assert spread([0.5]).sd is None
     with pytest.raises(InputError, match="no values"):
         spread([])
+
+
+COUNTS = st.integers(1, 4).flatmap(lambda samples: st.tuples(st.integers(0, samples), st.just(samples)))
+"""Right answers of a task, and its test samples."""
+
+
+@given(st.lists(COUNTS, min_size=1, max_size=3))
+def test_the_error_of_a_mean_of_shares_is_that_of_all_outcomes(tasks: list[tuple[int, int]]) -> None:
+    """The oracle goes through every way in which ñ samples can be right or wrong, the chance of each being p̃."""
+    chances = [Fraction(right + 1, samples + 2) for right, samples in tasks]
+    mean = square = Fraction(0)
+    for outcome in itertools.product(*(range(samples + 3) for _, samples in tasks)):
+        probability, value = Fraction(1), Fraction(0)
+        for right, p, (_, samples) in zip(outcome, chances, tasks, strict=True):
+            n = samples + 2
+            probability *= math.comb(n, right) * p**right * (1 - p) ** (n - right)
+            value += Fraction(right, samples) / len(tasks)  # n / samples times the share of ñ
+        mean += probability * value
+        square += probability * value**2
+    shares = [right / samples for right, samples in tasks]
+    error = error_of_shares(shares, [samples for _, samples in tasks])
+    assert error == pytest.approx(math.sqrt(square - mean**2))
+    assert error > 0, "no number of right answers makes a share certain"
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 12, 20])
+def test_methods_that_are_alike_seldom_differ_however_much_seeds_agree(samples: int) -> None:
+    """Three seeds that answer all alike are one look at the samples: 5 % of such looks may call a difference one."""
+    errors = [error_of_shares([right / samples], [samples]) for right in range(samples + 1)]
+    both = [*itertools.product(range(samples + 1), repeat=2)]
+    significant = [
+        (one, other)
+        for one, other in both
+        if paired_difference(
+            [one / samples] * 3, [other / samples] * 3, sampling_error=math.hypot(errors[one], errors[other])
+        ).is_significant
+    ]
+    for chance in (0.1, 0.5, 0.7, 0.95):
+        weight = [math.comb(samples, k) * chance**k * (1 - chance) ** (samples - k) for k in range(samples + 1)]
+        assert sum(weight[one] * weight[other] for one, other in significant) < 0.065
+    assert samples < 5 or (0, samples) in significant
+
+
+VALUES = st.lists(st.floats(-1.0, 1.0), min_size=2, max_size=5)
+
+
+@given(VALUES, st.floats(-1.0, 1.0), st.floats(0.0, 1.0))
+def test_an_interval_is_never_narrower_than_seeds_or_samples_allow(
+    theirs: list[float], lead: float, error: float
+) -> None:
+    ours = [value**2 + lead for value in theirs]
+    of_seeds, both = paired_difference(ours, theirs), paired_difference(ours, theirs, sampling_error=error)
+    half = statistics.NormalDist().inv_cdf(0.975) * error
+    assert both.mean == of_seeds.mean
+    assert both.high - both.low == pytest.approx(max(2 * half, of_seeds.high - of_seeds.low), abs=1e-12)
+    assert (both.is_significant is None) == (len(ours) == 2)
+
+
+@given(VALUES, st.floats(-1.0, 1.0))
+def test_seeds_that_all_differ_by_the_same_are_no_verdict(theirs: list[float], lead: float) -> None:
+    interval = paired_difference([value + lead for value in theirs], theirs)
+    assert not interval.has_width, "whatever adding and taking away has left in the last bit"
+    assert not interval.is_significant
+
+
+def test_shares_and_errors_out_of_range_are_refused() -> None:
+    for shares, samples in (([], []), ([0.5], []), ([1.5], [3]), ([0.5], [0])):
+        with pytest.raises(InputError, match="share"):
+            error_of_shares(shares, samples)
+    with pytest.raises(InputError, match="sampling error"):
+        paired_difference([1.0, 2.0], [1.0, 1.0], sampling_error=-0.1)

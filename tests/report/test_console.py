@@ -3,10 +3,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from hatrack.experiments import RunResult, Status
 from hatrack.experiments.results import TaskSummary
+from hatrack.objectives.metrics import evenly
 from hatrack.report import accuracy_table, forgetting_line
 from hatrack.train import Score
 
@@ -59,3 +63,16 @@ def test_the_line_below() -> None:
     without_units = replace(result(3), capacity={"groups": {}, "units": None, "weights": 0.3})
     assert forgetting_line(without_units) == f"{line}, 30% of the weights in use"
     assert forgetting_line(replace(result(3), capacity=None)) == line
+
+
+@given(st.floats(-1e8, 1e8), st.floats(0.0, 1e8))
+def test_a_mean_and_its_deviation_have_equally_many_decimals(mean: float, deviation: float) -> None:
+    """And lose nothing that four digits of the larger one say."""
+    said = evenly(mean, deviation)
+    size = max(abs(mean), deviation)
+    if 1e-4 <= size < 1e7:
+        assert len({len(text.partition(".")[2]) for text in said}) == 1
+    for text, value in zip(said, (mean, deviation), strict=True):
+        assert float(text) == pytest.approx(value, abs=size * 5.1e-4 + 1e-300)
+    assert evenly(42.67, 0.4708) == ("42.67", "0.47")
+    assert evenly(-0.00001, 20.0) == ("0.00", "20.00")

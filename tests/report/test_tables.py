@@ -93,18 +93,19 @@ def test_metrics_by_hand() -> None:
 
 def test_references_do_not_win_and_luck_is_told_from_more() -> None:
     def pair(method: str, values: tuple[float, ...]) -> list[RunResult]:
-        return [by_hand(method, [[value]], seed) for seed, value in enumerate(values)]
+        runs = [by_hand(method, [[value]], seed) for seed, value in enumerate(values)]
+        return [replace(run, tasks=(replace(run.tasks[0], test=1000),)) for run in runs]
 
     clear = Runs.of([*pair("hat", (0.90, 0.91, 0.92)), *pair("sgd", (0.80, 0.81, 0.83)), *pair("joint", (1.0,) * 3)])
     outcome = verdict(clear)
     assert (outcome.best, outcome.second) == ("hat", "sgd")
     assert outcome.lead is not None
-    assert outcome.lead.excludes_zero
+    assert outcome.lead.is_significant
     assert row_of(differences(clear), "sgd")["average_accuracy"] == pytest.approx(-0.29 / 3)
     luck = Runs.of([*pair("hat", (0.90, 0.70, 0.92)), *pair("sgd", (0.80, 0.81, 0.83))])
     lead = verdict(luck).lead
     assert lead is not None
-    assert not lead.excludes_zero
+    assert lead.is_significant is False
     assert verdict(Runs.of(pair("hat", (0.9,)))).second is None
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from hatrack.experiments import Executor, Job, JobEvent, RunResult
+    from hatrack.streams import EvaluationPart
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
 
@@ -194,7 +195,8 @@ def tune_command(
     """Search a method's settings on one seed, by the average accuracy, or other metric, after the last task.
 
     Every combination of the grid is tried, many runs at a time, the settings as they are first. Finished runs are never
-    repeated. `--set tested_on=validation` chooses by the validation samples, without a look at the test samples.
+    repeated. The best is chosen by the test samples unless `--set tested_on=validation` has it chosen by validation
+    samples; the output says by which, and which candidates tie.
 
     Parameters
     ----------
@@ -212,7 +214,7 @@ def tune_command(
     """
     from hatrack.experiments.folder import require_folder
     from hatrack.experiments.request import as_text
-    from hatrack.experiments.tuning import GridSearch, best, outcomes, tune
+    from hatrack.experiments.tuning import GridSearch, best, outcomes, tied, tune
     from hatrack.report import tuning_table
 
     overrides = learning.overrides(settings)
@@ -234,8 +236,28 @@ def tune_command(
         if (chosen := best(found)) is not None:
             words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
+            if equals := tied(found):
+                others = "; ".join(
+                    ", ".join(f"{key}={as_text(value)}" for key, value in each.settings.items())
+                    for each in equals
+                    if each is not chosen
+                )
+                say(console, f"the first of {len(equals)} that tie, with {others}")
+            say(console, _chosen_on(search.chosen_on))
 
     return _carry_out(jobs, place, tune(search, folder, jobs, executor), show, folder, engine, learning.quiet)
+
+
+def _chosen_on(part: EvaluationPart) -> str:
+    """Say by which samples a search chose, and how to choose by others."""
+    from hatrack.streams import EvaluationPart
+
+    if part is EvaluationPart.VALIDATION:
+        return "chosen by validation samples, without a look at the test samples"
+    return (
+        "chosen by the test samples, so that the best one's score is no fair figure of it; --set tested_on=validation "
+        "chooses by validation samples"
+    )
 
 
 def _say_kinds(console: Console, result: RunResult | None) -> None:

@@ -87,6 +87,8 @@ def report_command(
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     write_output(out, WRITERS[format](found))
+    if format in ("csv", "json") and any((runs.conditions, runs.missing, runs.losses, runs.times)):
+        warn([found.note] if found.note else [])  # plain values have no place for it
     return 0
 
 
@@ -103,7 +105,8 @@ def sizes_command(
 ) -> int:
     """Measure the tasks of a run as networks of their own: parameters, size of the file, and speed.
 
-    Times are of this machine, here and now; the whole network and the task's own take turns.
+    Times are of this machine, here and now; the task's own network, the whole one without gates and masks, and the
+    masked one take turns.
 
     Parameters
     ----------

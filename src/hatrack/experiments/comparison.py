@@ -29,6 +29,7 @@ from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import Metric, common_metric
+from hatrack.objectives.metrics import evenly
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
@@ -111,10 +112,10 @@ class Comparison:
         for method in self.methods:
             spreads = [self.spread(method, figure) for figure in figures]
             finished = sum(self.run(method, seed) is not None for seed in self.seeds)
-            says: list[Callable[[float], str]] = [metric.say, metric.say] if metric is not None else []
+            score = None if metric is None or not metric.is_share else metric.say
+            says: list[Callable[[float], str] | None] = [score, score] if metric is not None else []
             said = [
-                None if s is None else say(s.mean) + ("" if s.sd is None else f" ± {say(s.sd)}")
-                for s, say in zip(spreads, [*says, "{:.3f}".format], strict=False)
+                None if s is None else _said(s, say) for s, say in zip(spreads, [*says, "{:.3f}".format], strict=False)
             ]
             rows.append((method, f"{finished} of {len(self.seeds)}", *said))
         notes = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in self.failures.items()]
@@ -226,6 +227,12 @@ class Comparison:
             if value is not None:
                 values[seed] = float(value)
         return values
+
+
+def _said(found: Spread, say: Callable[[float], str] | None) -> str:
+    """Say a mean and its deviation, in a form, or with the decimals of the larger one."""
+    values = [found.mean] if found.sd is None else [found.mean, found.sd]
+    return " ± ".join(evenly(*values) if say is None else map(say, values))
 
 
 def read_failure(folder: Path) -> str | None:

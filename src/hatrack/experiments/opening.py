@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hatrack.errors import InputError
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.recorded import load_recorded, recorded_result, request_of, require_same_data
 from hatrack.models.hat import HATNetwork
+from hatrack.models.taking_out import take_whole
 from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.objectives import Classification
 from hatrack.streams import Task
@@ -135,7 +136,7 @@ def _labels(task: Task) -> Labels:
 _OF_SUMMARY = ("parameters", "full_parameters", "nonzero", "flops", "full_flops", "deviation")
 
 _WARM_UP = 2
-"""Pairs of passes that are not counted."""
+"""Rounds of passes that are not counted."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ class TaskSize:
         file_bytes: size of its ``.safetensors`` file.
         full_file_bytes: size of the whole network's.
         seconds: time of a batch in the extracted network, the least of all passes: other work only ever adds to it.
-        full_seconds: the same in the masked network; both take turns.
+        full_seconds: the same in the masked network, which computes masks or gates, too.
+        plain_seconds: the same in the whole network without gates and masks, as it would be without hard attention; all
+            three take turns.
         deviation: largest difference of a logit, relative to the largest.
     """
 
@@ -170,11 +173,17 @@ class TaskSize:
     full_file_bytes: int
     seconds: float
     full_seconds: float
+    plain_seconds: float
     deviation: float
 
     @property
     def speedup(self) -> float:
-        """Return the factor by which the extracted network is faster."""
+        """Return the factor by which the extracted network is faster than the whole one without gates and masks."""
+        return self.plain_seconds / self.seconds
+
+    @property
+    def speedup_over_masked(self) -> float:
+        """Return the factor by which it is faster than the masked network: by compression, and as it has no gates."""
         return self.full_seconds / self.seconds
 
 
@@ -189,7 +198,7 @@ def measure_sizes(
         task: the task; None for all.
         data: folder to look for data in first.
         batch: samples per pass, or as many as there are to test with.
-        repetitions: pairs of passes that are timed, at least 1.
+        repetitions: rounds of passes that are timed, at least 1.
 
     Raises:
         InputError: there is no such task, the method has no masks, or a number is below 1.
@@ -209,8 +218,9 @@ def _size_of(net: HATNetwork | WeightMaskedNetwork, task: Task, batch: int, repe
     compact = net.extract(task.name, x)
     summary = compact.summary
     assert summary is not None
+    plain = take_whole(net, task.name)
     with evaluation_mode(net):
-        times = _pairs(lambda: net(x, task.name), lambda: compact(x), repetitions)
+        times = _in_turns((lambda: net(x, task.name), lambda: plain(x), lambda: compact(x)), repetitions)
     state = net.tasks[net.task_names.index(task.name)]
     head = {name: value for name, value in state.state_dict().items() if name.startswith("head.")}
     return TaskSize(
@@ -220,13 +230,16 @@ def _size_of(net: HATNetwork | WeightMaskedNetwork, task: Task, batch: int, repe
         **{name: getattr(summary, name) for name in _OF_SUMMARY},
         file_bytes=_bytes(compact.state_dict()),
         full_file_bytes=_bytes({**net.backbone.state_dict(), **head}),
-        seconds=min(own for _, own in times),
-        full_seconds=min(full for full, _ in times),
+        full_seconds=times[0],
+        plain_seconds=times[1],
+        seconds=times[2],
     )
 
 
-def _pairs(full: Callable[[], Any], own: Callable[[], Any], repetitions: int) -> list[tuple[float, float]]:
-    return [(_seconds(full), _seconds(own)) for _ in range(_WARM_UP + repetitions)][_WARM_UP:]
+def _in_turns(passes: Sequence[Callable[[], Any]], repetitions: int) -> list[float]:
+    """Return the least time of each of some passes, which take turns."""
+    rounds = [[_seconds(each) for each in passes] for _ in range(_WARM_UP + repetitions)][_WARM_UP:]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _seconds(run: Callable[[], Any]) -> float:

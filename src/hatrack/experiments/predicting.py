@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ __all__ = ["SamplePrediction", "predict_files"]
 ARRAY_SUFFIXES = (".npy", ".npz")
 AT_ONCE = 4096
 """Number of samples that the network is asked about in one batch, at most."""
+
+
+_PROPOSAL = re.compile(r"(?:, or |say )?\w+ = \"[^\"]*\" \(`\w+=[^`]*`\)(?:, or )?")
+"""Words that propose to read a table in another way, which is settled once a network was trained on such tables."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,12 @@ def _read(paths: Sequence[Path], task: Task, own: OwnTask | None) -> _Samples:
 
 def _read_tables(paths: Sequence[Path], rows: TableRows, own: OwnTask | None) -> _Samples:
     form = CellFormat() if own is None or own.table is None else own.table.cells
-    found = [read_rows(path, rows.columns, form) for path in paths]
+    try:
+        found = [read_rows(path, rows.columns, form) for path in paths]
+    except (UnfitDataError, InputError) as error:
+        if (said := _PROPOSAL.sub("", str(error))) == str(error):
+            raise
+        raise type(error)(f"{said.rstrip('; ')}; tables to predict are written as those of training") from error
     for note in (note for each in found for note in each.notes):
         warnings.warn(note, stacklevel=4)
     return _Samples(torch.cat([each.x for each in found]), tuple(place for each in found for place in each.places))

@@ -374,6 +374,7 @@ class RunResult:
     def metrics(self) -> dict[str, Any]:
         """Average score, forgetting and backward transfer of the tasks so far; None before the first.
 
+        Forgetting and backward transfer of a single task are None, after which nothing was learned.
         They are None, too, where tasks have different metrics; ``note`` says so then, and ``by_metric`` has them for
         the tasks of every metric.
         """
@@ -404,6 +405,8 @@ class RunResult:
         # Each row is after one of these tasks, but for the last, which is after all.
         rows = [[self.scores[after][task].value for task in tasks[: at + 1]] for at, after in enumerate(tasks)]
         rows[-1] = [self.scores[-1][task].value for task in tasks]
+        if [*tasks] == [len(self.scores) - 1]:
+            return {"average_score": average_score(rows), "forgetting": None, "backward_transfer": None}
         own = self.scores[tasks[-1]][tasks[-1]].value
         lost = forgetting(rows, larger_is_better=metric.larger_is_better)
         if tasks[-1] != len(self.scores) - 1:  # the last of these has had time to be forgotten, too

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hatrack.errors import InputError
 
-__all__ = ["Interval", "Spread", "paired_difference", "spread", "student_t_quantile"]
+__all__ = ["LEAST_SEEDS", "Interval", "Spread", "error_of_shares", "paired_difference", "spread", "student_t_quantile"]
+
+LEAST_SEEDS = 3
+"""Number of seeds below which no difference counts as more than luck: the spread of two is one number, and any size."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,24 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """True for a significant difference: all of the interval is on one side of 0."""
+        """True where all of the interval is on one side of 0."""
         return self.low > 0.0 or self.high < 0.0
+
+    @property
+    def has_width(self) -> bool:
+        """False where all differences are the same and no sampling error is known, so that the interval is a point.
+
+        Such an interval shows that the seeds agree, and nothing of what they may be wrong by together.
+        """
+        return self.high > self.low
+
+    @property
+    def is_significant(self) -> bool | None:
+        """True for a difference that is more than luck: an interval of some width that excludes 0.
+
+        None with fewer than :data:`LEAST_SEEDS` pairs, of which there is no telling.
+        """
+        return None if self.n < LEAST_SEEDS else self.has_width and self.excludes_zero
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -62,20 +82,50 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Interval:
+def error_of_shares(shares: Sequence[float], samples: Sequence[int]) -> float:
+    """Compute the standard error of a mean of shares of test samples, such as the average accuracy over tasks.
+
+    It is ``√(Σ p̃ (1 − p̃) / ñ · (ñ / n)²) / T`` with ``ñ = n + 2`` samples, one more of which is right and one more
+    wrong (Agresti and Caffo, The American Statistician 2000): with ``p (1 − p) / n`` all right answers on five samples
+    would be certain. Their interval lies around the difference of the p̃; ``ñ / n`` makes that around the difference of
+    the p exclude 0 where theirs does.
+
+    Args:
+        shares: share p of right answers by task, ``(T,)`` in [0, 1].
+        samples: number n of test samples by task, ``(T,)`` of 1 or more.
+
+    Raises:
+        InputError: there are no tasks, or a value is out of range.
+    """
+    if not shares or len(shares) != len(samples):
+        raise InputError(f"every task has a share and its samples: there are {len(shares)} and {len(samples)}")
+    if not all(0.0 <= share <= 1.0 for share in shares) or min(samples) < 1:
+        raise InputError("shares must be between 0 and 1, of at least one sample")
+    adjusted = [((share * n + 1.0) / (n + 2.0), n) for share, n in zip(shares, samples, strict=True)]
+    return math.sqrt(math.fsum(p * (1.0 - p) * (n + 2.0) / n**2 for p, n in adjusted)) / len(shares)
+
+
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95, *, sampling_error: float = 0.0
+) -> Interval:
     """Compute the mean difference ``ours − theirs``, with Student's interval for paired samples.
 
     Seeds make pairs: two runs of one seed have the same data, order and initial weights, so that what they have in
     common cancels. The interval is ``d̄ ± t · s / √n`` for the differences d, t being Student's quantile for n − 1
-    degrees of freedom (Student, Biometrika 1908).
+    degrees of freedom (Student, Biometrika 1908). Seeds are tested on the same samples, so that their spread says
+    nothing of what these samples are wrong by; the interval is never narrower than the normal one of the sampling
+    error.
 
     Args:
         ours: a figure by seed, ``(n,)`` with n of 2 or more.
         theirs: the same figure of the other method, for the same seeds in the same order.
         confidence: in (0, 1).
+        sampling_error: standard error of the mean difference by the choice of the test samples alone, 0 or more; 0
+            where it is not known. Of two average accuracies it is at most the root of the sum of the squares of their
+            :func:`error_of_shares`, if answers to the same samples are not correlated negatively.
 
     Raises:
-        InputError: there are fewer than two pairs, a value has no partner, or a value is not finite.
+        InputError: there are fewer than two pairs, a value has no partner, or a value is not finite or below 0.
     """
     if len(ours) != len(theirs):
         raise InputError(
@@ -86,9 +136,15 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     if not all(map(math.isfinite, differences)):
         raise InputError("differences of values that are not finite have no interval")
+    if not 0.0 <= sampling_error < math.inf:
+        raise InputError(f"a sampling error must be 0 or more, not {sampling_error}")
     n = len(differences)
     mean = statistics.fmean(differences)
-    half = student_t_quantile(confidence, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    rounding = 8.0 * sys.float_info.epsilon * max(map(abs, (*ours, *theirs)))
+    deviation = statistics.stdev(differences)
+    of_seeds = student_t_quantile(confidence, n - 1) * (deviation if deviation > rounding else 0.0) / math.sqrt(n)
+    of_samples = statistics.NormalDist().inv_cdf((1.0 + confidence) / 2.0) * sampling_error
+    half = max(of_seeds, of_samples)
     return Interval(mean, mean - half, mean + half, confidence, n)
 
 

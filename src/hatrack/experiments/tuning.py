@@ -25,9 +25,10 @@ from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
+from hatrack.streams import EvaluationPart
 from hatrack.support.names import look_up
 
-__all__ = ["Candidate", "GridSearch", "best", "outcomes", "tune"]
+__all__ = ["Candidate", "GridSearch", "best", "outcomes", "tied", "tune"]
 
 SCHEMA = 1
 """Version of the format of ``tuning.json``."""
@@ -107,6 +108,11 @@ class GridSearch:
         """All settings of every candidate, in their order."""
         config = describe(self.experiment, self.sources).config(self.method).overridden(self.settings)
         return tuple(config.overridden(each) for each in self.candidates())
+
+    @property
+    def chosen_on(self) -> EvaluationPart:
+        """Samples by which the best is chosen; the same for all candidates."""
+        return self.configs()[0].stream.tested_on
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -224,6 +230,13 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(good, key=lambda each: each[:2])[2] if good else None
 
 
+def tied(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates whose score is that of the best, in their order; empty where it is the only one, or none is."""
+    chosen = best(candidates)
+    found = tuple(each for each in candidates if chosen is not None and each.score == chosen.score)
+    return found if len(found) > 1 else ()
+
+
 def _require_same(search: GridSearch, folder: Path) -> None:
     require_alone(folder, TUNING)
     path = folder / TUNING
@@ -266,7 +279,9 @@ def _write(search: GridSearch, folder: Path, found: Sequence[Candidate]) -> None
                 }
                 for c in found
             ],
+            "chosen_on": search.chosen_on.value,
             "best": None if chosen is None else dict(chosen.settings),
+            "tied": [dict(c.settings) for c in tied(found)],
         },
     )
 

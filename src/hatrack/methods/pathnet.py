@@ -127,7 +127,10 @@ class PathNet(StoredMethod):
     """
 
     name = "pathnet"
-    description = "evolved paths through layers of modules; the modules of a task's path are frozen"
+    description = (
+        "evolved paths through layers of modules; the modules of a task's path are frozen; two paths learn, each for "
+        "up to `epochs`"
+    )
     source = "Fernando et al., 2017"
     settings_type = PathNetSettings
     training = MappingProxyType({"clip_norm": 1000.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hatrack.compact import CompactNetwork, TaskParts, bake, cut_task, extract_baked, extract_task
+from hatrack.compact.modules import whole_head
+from hatrack.compact.recurrent import in_one_chunk
 from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.gating.attachment import without_gates
 from hatrack.gating.norms import let_train
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from hatrack.models.unit_masking import UnitMasking
     from hatrack.models.weight_masking import WeightMasking
 
-__all__ = ["cut_units", "extract_units", "extract_weights", "take_out"]
+__all__ = ["cut_units", "extract_units", "extract_weights", "take_out", "take_whole"]
 
 
 @torch.no_grad()
@@ -52,6 +55,27 @@ def take_out(
         asked = net.masking.example(16) if example is None else net.masking.interface.accepted(example)
         net.admit(asked, [state])
     return ask(net, [state], lambda masking, states: build(masking, states[0]))
+
+
+@torch.no_grad()
+def take_whole(net: MaskedNetwork[Any], task: str) -> CompactNetwork:
+    """Return a copy of the whole backbone with a task's head, without gates and masks, in evaluation mode.
+
+    It is the network that would be there without hard attention: as large, and as fast. What it answers is not what the
+    task answers.
+
+    Args:
+        net: the network.
+        task: name of the task.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    state, interface = net.tasks.named(task), net.masking.interface
+    backbone = copy.deepcopy(without_gates(net.masking.backbone))
+    in_one_chunk(backbone)
+    head = whole_head(copy.deepcopy(state.head), interface.unit_axis, is_own=state.num_classes is None)
+    return CompactNetwork(backbone, head, interface=interface).eval().requires_grad_(False)
 
 
 def extract_units(masking: UnitMasking, state: UnitTask, example: Inputs | None) -> CompactNetwork:

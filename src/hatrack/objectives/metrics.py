@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "Metric",
     "average_precision",
     "common_metric",
+    "evenly",
     "exact_match",
     "f1",
     "mean_absolute_error",
@@ -36,6 +38,18 @@ def readable(value: float) -> str:
     if size >= 1e7 or 0 < size < 1e-4:
         return f"{value:.3e}"
     return f"{value + 0.0:.0f}" if size >= 1000 else f"{value + 0.0:.4g}"
+
+
+def evenly(*values: float) -> tuple[str, ...]:
+    """Return numbers that stand beside each other, such as a mean and its deviation, with equally many decimals.
+
+    The largest has four digits, as :func:`readable` has them, or all before the point.
+    """
+    size = max(map(abs, values))
+    if size >= 1e7 or 0 < size < 1e-4:
+        return tuple(map(readable, values))
+    decimals = 0 if size >= 1000 else 3 if not size else 3 - math.floor(math.log10(size))
+    return tuple(f"{round(value, decimals) + 0.0:.{decimals}f}" for value in values)
 
 
 @dataclass(frozen=True)

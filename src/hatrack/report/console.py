@@ -13,9 +13,11 @@ from hatrack.experiments import Comparison, Reproduction, RunResult, Verificatio
 from hatrack.experiments.plan import REFERENCES
 from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread, spread
-from hatrack.experiments.tuning import Candidate, best
+from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY, Classification, Metric
-from hatrack.objectives.metrics import readable
+from hatrack.objectives.metrics import evenly, readable
+from hatrack.report.conditions import conditions
+from hatrack.report.table import joined
 from hatrack.report.weak_ratios import weak_ratios
 
 __all__ = [
@@ -89,10 +91,13 @@ def forgetting_line(result: RunResult) -> str:
     return line if capacity is None else f"{line}, {share_in_use(capacity)}"
 
 
-def _averages(metric: Metric, average: float, lost: float) -> str:
+def _averages(metric: Metric, average: float, lost: float | None) -> str:
+    """Say the average score, and forgetting; a dash where nothing was learned after the only task."""
     if metric.is_share:
-        return f"average {metric.name} {average:.2%}, forgetting {100 * lost:.2f} points"
-    return f"average {metric.name} {readable(average)} ({metric.direction}), forgetting {readable(lost)}"
+        said = "–" if lost is None else f"{100 * lost:.2f} points"
+        return f"average {metric.name} {average:.2%}, forgetting {said}"
+    said = "–" if lost is None else readable(lost)
+    return f"average {metric.name} {readable(average)} ({metric.direction}), forgetting {said}"
 
 
 def _what(result: RunResult) -> str:
@@ -208,9 +213,15 @@ def comparison_table(comparison: Comparison) -> Table:
             f"tasks have different metrics ({names}), of which no mean means anything; the score of every task: "
             "hatrack report FOLDER --format markdown --table accuracy"
         )
-    elif note := _note(comparison):
+    elif note := joined(_note(comparison), _conditions(comparison)):
         table.caption = note
     return table
+
+
+def _conditions(comparison: Comparison) -> str:
+    """Say in which settings methods differ that are not their own, and whether they can be ranked."""
+    finished = [(method, runs[0]) for method in comparison.methods if (runs := _finished(comparison, method))]
+    return conditions(finished, [method for method in comparison.methods if method not in REFERENCES])
 
 
 def _note(comparison: Comparison) -> str:
@@ -247,7 +258,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
     metric = comparison.metric or ACCURACY
     score, lost = _headings(metric)
 
-    def said(figure: str, percent: bool, form: Callable[[float], str] = readable) -> Callable[[str], str]:
+    def said(figure: str, percent: bool, form: Callable[[float], str] | None = None) -> Callable[[str], str]:
         return lambda method: _spread(comparison.spread(method, figure), percent, form)
 
     return [
@@ -308,25 +319,29 @@ def _headings(metric: Metric, of: str = "") -> tuple[str, str]:
 
 
 def tuning_table(candidates: Sequence[Candidate]) -> Table:
-    """Make a row per candidate in their order, the best one marked."""
+    """Make a row per candidate in their order, the best one marked, and those that tie with it."""
     table = Table("settings", box=SIMPLE)
     metric = next((candidate.metric for candidate in candidates if candidate.score is not None), ACCURACY)
     table.add_column(f"average {metric.name}", justify="right")
-    chosen = best(candidates)
+    chosen, equals = best(candidates), tied(candidates)
     for candidate in candidates:
         settings = Text(", ".join(f"{key}={value}" for key, value in candidate.settings.items()))
         score = Text("failed" if candidate.error else "–")
         if candidate.score is not None:
-            score = Text(candidate.metric.say(candidate.score, 2) + (" best" if candidate is chosen else ""))
+            mark = " best" if candidate is chosen else " tied" if candidate in equals else ""
+            score = Text(candidate.metric.say(candidate.score, 2) + mark)
         table.add_row(settings, score, style="bold" if candidate is chosen else "")
     return table
 
 
-def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] = readable) -> str:
+def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] | None = None) -> str:
+    """Say a mean and its deviation: shares in percent, others in a form, or with the decimals of the larger one."""
     if found is None:
         return "–"
-
-    def say(value: float) -> str:
-        return f"{100 * value + 0.0:.2f}" if percent else form(value + 0.0)
-
-    return say(found.mean) if found.sd is None else f"{say(found.mean)} ± {say(found.sd)}"
+    values = [found.mean] if found.sd is None else [found.mean, found.sd]
+    if percent:
+        form = "{:.2f}".format
+        values = [100 * value for value in values]
+    if form is None and len(values) == 1:
+        form = readable
+    return " ± ".join(evenly(*values) if form is None else [form(value + 0.0) for value in values])

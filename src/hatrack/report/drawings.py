@@ -22,6 +22,7 @@ def _average(runs: Runs) -> Drawing:
 
 
 _NEEDS_RHO = "ρ needs the runs of joint and random with the same seeds; run these methods too"
+_NEEDS_TASKS = "nothing is learned after a single task, by which it could be forgotten; take runs of several tasks"
 _NEEDS_INFER = "no run here has such data; it is kept by methods with masks, such as hat, with `infer=true`"
 
 
@@ -121,7 +122,7 @@ def _tasks(runs: Runs, method: str) -> Drawing:
 
 def _time(runs: Runs) -> Drawing:
     table = timing(runs)
-    return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table)
+    return Drawing(charts.bars(table.rows, table.columns[1]), "Training and testing time", table, table.note)
 
 
 def _sensitivity(runs: Runs) -> Drawing:
@@ -164,7 +165,7 @@ def _time_by_task(runs: Runs) -> Drawing:
     shown, column = _but_guessing(runs), {column.key: column for column in table.columns}
     rows = [row for row in table.rows if row["method"] in shown]
     chart = charts.curves(rows, column["seconds"], shown, over=column["task"])
-    return Drawing(chart, "Time for training on each task and testing all so far", table)
+    return Drawing(chart, "Time for training on each task and testing all so far", table, table.note)
 
 
 def _learning(runs: Runs) -> Drawing:
@@ -207,7 +208,7 @@ def _require(table: Table, who: str) -> Table:
 DRAWINGS: Mapping[str, Callable[[Runs], Drawing]] = MappingProxyType(
     {
         "accuracy": _average,
-        "forgetting": _curve("forgetting", "Forgetting"),
+        "forgetting": _curve("forgetting", "Forgetting", _NEEDS_TASKS),
         "forgetting-ratio": _curve("forgetting_ratio", "Forgetting ratio"),
         "sensitivity": _sensitivity,
         "usage": _usage,

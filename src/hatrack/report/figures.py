@@ -51,7 +51,7 @@ class Figure:
         from hatrack.report.drawings import DRAWINGS, DRAWINGS_OF_ONE  # needs altair
 
         if not self.of_one_method:
-            return DRAWINGS[self.name](runs)
+            return DRAWINGS[self.name](runs).noted(runs.conditions, runs.missing)
         return DRAWINGS_OF_ONE[self.name](runs, method or ("hat" if "hat" in runs.labels else runs.labels[0]))
 
 
@@ -80,7 +80,13 @@ _ROWS = (
 FIGURES: Mapping[str, Figure] = MappingProxyType({row[0]: Figure(*row) for row in _ROWS})
 """Every figure by its name."""
 
-TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
+
+def _with_conditions(make: Callable[[Runs], Table]) -> Callable[[Runs], Table]:
+    """Return what makes a table with a note on settings in which runs differ, and on runs that are left out."""
+    return lambda runs: make(runs).noted(runs.conditions, runs.missing)
+
+
+_MAKERS: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
     {
         "summary": tables.summary,
         "forgetting-ratios": tables.forgetting_ratios,
@@ -100,5 +106,10 @@ TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
         "published": published,
         "data": tables.data,
     }
+)
+"""Makers of tables by name."""
+
+TABLES: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(
+    {name: make if name == "data" else _with_conditions(make) for name, make in _MAKERS.items()}
 )
 """Every table by its name."""

@@ -10,7 +10,7 @@ from typing import Any
 from hatrack.experiments import RunResult, TaskHistory
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.runs import Runs
-from hatrack.report.table import METHOD, SEED, Kind, Table, TableColumn, kinds_of, mean_and_sd
+from hatrack.report.table import METHOD, SEED, Kind, Table, TableColumn, joined, kinds_of, mean_and_sd
 
 __all__ = ["OF_LOSSES", "by_task", "figures_of", "learning", "mean_learning", "tasks_named"]
 
@@ -32,7 +32,7 @@ def learning(runs: Runs) -> Table:
         for epoch, figures in enumerate(_epochs(history, runs.metric), 1)
     )
     columns = (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric))
-    return Table("learning", "Loss and score by epoch", columns, rows, OF_LOSSES)
+    return Table("learning", "Loss and score by epoch", columns, rows, joined(OF_LOSSES, runs.losses))
 
 
 def mean_learning(runs: Runs, points: int = 30) -> Table:
@@ -63,7 +63,8 @@ def mean_learning(runs: Runs, points: int = 30) -> Table:
                     row |= mean_and_sd(figure.key, (one[figure.key] for one in here))
                 rows.append(row)
     columns = (METHOD, _TASK, _EPOCH, Kind.NUMBER.column("progress", "tasks learned"), *_figures(runs.metric))
-    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows), OF_LOSSES)
+    note = joined(OF_LOSSES, runs.losses)
+    return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows), note)
 
 
 def figures_of(table: Table, metric: Metric) -> tuple[TableColumn, TableColumn, TableColumn]:
@@ -113,7 +114,7 @@ def by_task(runs: Runs) -> Table:
         difference.column("backward_transfer", "backward", "what later tasks did to it"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
-    return Table("by-task", "Time, score and transfer by task", tuple(known), tuple(rows))
+    return Table("by-task", "Time, score and transfer by task", tuple(known), tuple(rows), runs.times)
 
 
 def _figures(metric: Metric | None) -> tuple[TableColumn, ...]:

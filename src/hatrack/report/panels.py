@@ -11,7 +11,7 @@ from hatrack.objectives import ACCURACY, Metric
 from hatrack.report import charts
 from hatrack.report.canvas import Chart
 from hatrack.report.inline_svg import inline_svg
-from hatrack.report.over_time import OF_LOSSES, figures_of, tasks_named
+from hatrack.report.over_time import figures_of, tasks_named
 from hatrack.report.runs import Runs
 from hatrack.report.table import AFTER, Row, Table, TableColumn, capitalized
 from hatrack.report.writers import number
@@ -61,6 +61,7 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     lost = "in points lost" if metric.is_share else f"what got worse of {metric.name}"
     bars = " Bars are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
+    times = f" {capitalized(runs.times)}." if runs.times else ""
     ahead = "in points" if metric.is_share else f"in {metric.name}"
     wanted = (
         ("curves", runs.average, f"Average {metric.name}", f"of all the tasks so far.{direction}{bars}"),
@@ -73,7 +74,7 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
         ("curves", "forgetting", "Forgetting", f"{lost} since a task was learned, mean so far. Lower is better.{bars}"),
         ("curves", "forgetting_ratio", "Forgetting ratio ρ", f"0: as good as all tasks at once; −1: guessing.{bars}"),
         ("by-task", "forward_transfer", "Forward transfer", f"{ahead} ahead of learning the task alone.{bars}"),
-        ("by-task", "seconds", "Time", f"for training on each task and testing all so far.{bars}"),
+        ("by-task", "seconds", "Time", f"for training on each task and testing all so far.{times}{bars}"),
     )
     panels = []
     for name, key, title, text in wanted if runs.learned > 1 else ():
@@ -126,7 +127,7 @@ def _epoch_panels(runs: Runs, table: Table, metric: Metric) -> list[Panel]:
         of, end = f" of {tasks_named(runs, metric).partition(': ')[2]}", f"-{runs.metrics.index(metric) + 1}"
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     bands = " Bands are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
-    whole = f" {capitalized(OF_LOSSES)}."
+    whole = f" {capitalized(table.note)}."
     rows = table.rows
     wanted = [
         (replace(score, title=metric.name), f"Validation {metric.name}{of}", f"by epoch.{direction}{bands}"),

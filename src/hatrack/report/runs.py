@@ -19,6 +19,7 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
+from hatrack.report.conditions import conditions, times_with_recognition, unequal, weighted_losses
 from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
@@ -31,6 +32,9 @@ REFERENCES: Mapping[str, str] = {
     "random": "guesses, knowing how frequent the classes are, or the mean of the numbers: what there is to lose",
 }
 """Methods that are there to compare with, not to win."""
+
+_NAMED = 10
+"""Number of runs left out that a note names."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +80,20 @@ class Runs:
         _require_same_samples(learned)
         most = max(len(result.scores) for result in learned)
         left_out = [
-            f"{result.method}, seed {result.seed}: {len(result.scores)} of {most} tasks learned"
+            f"{result.method}, seed {result.seed}: {_lack(result, most)}"
             for result in everything
-            if len(result.scores) < most and result not in forgetful
+            if len(result.scores) < most or result in forgetful
         ]
-        left_out += [f"{result.method}, seed {result.seed}: a task of it was forgotten" for result in forgetful]
         by_label: dict[str, dict[int, RunResult]] = defaultdict(dict)
         complete = [result for result in learned if len(result.scores) == most]
         for label, result in _labelled(complete):
             if result.seed in by_label[label]:
                 raise InputError(f"there are two runs of {label} with seed {result.seed}; report on one of them")
             by_label[label][result.seed] = result
-        return cls({label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()}, tuple(left_out))
+        return cls(
+            {label: dict(sorted(by_seed.items())) for label, by_seed in by_label.items()},
+            tuple(dict.fromkeys(left_out)),
+        )
 
     def _repr_html_(self) -> str:
         metric = self.metric
@@ -100,7 +106,8 @@ class Runs:
             )
         average = "average" if metric is None else f"average {metric.name}"
         title = f"{self.any.experiment}: {sum(map(len, self.by_label.values()))} runs of {self.learned} tasks"
-        return html_table(title, ("method", "seeds", average), rows, self.left_out)
+        notes = [*([self.conditions] if self.conditions else []), *self.left_out]
+        return html_table(title, ("method", "seeds", average), rows, notes)
 
     @cached_property
     def metric(self) -> Metric | None:
@@ -188,6 +195,40 @@ class Runs:
         names = next(iter(orders)) if len(orders) == 1 else tuple(f"task {i + 1}" for i in range(len(self.any.tasks)))
         return names[: self.learned]
 
+    @cached_property
+    def unequal(self) -> str:
+        """Settings, as part of a sentence, by which some competing runs get more to learn with than others.
+
+        Empty where none does; where it is not, no method is called ahead of another.
+        """
+        return unequal([pair for pair in self._one_of_each if pair[0] in self.competitors])
+
+    @cached_property
+    def conditions(self) -> str:
+        """Sentence, without its end, about what runs had to learn with that was not alike; empty where all was."""
+        return conditions(self._one_of_each, self.competitors)
+
+    @property
+    def missing(self) -> str:
+        """Sentence, without its end, about runs that are not part of it; empty where none is left out."""
+        named = [" ".join(said.split()) for said in self.left_out[:_NAMED]]
+        more = [f"{len(self.left_out) - _NAMED} more"] if len(self.left_out) > _NAMED else []
+        return f"left out: {'; '.join((*named, *more))}" if named else ""
+
+    @property
+    def losses(self) -> str:
+        """Sentence, without its end, about losses that weigh classes; empty where none does."""
+        return weighted_losses(self._one_of_each)
+
+    @property
+    def times(self) -> str:
+        """Sentence, without its end, about times that have the recognition of tasks in them; empty where none has."""
+        return times_with_recognition(self._one_of_each)
+
+    @property
+    def _one_of_each(self) -> list[tuple[str, RunResult]]:
+        return [(label, next(iter(self.by_label[label].values()))) for label in self.labels]
+
     def each(self) -> Iterable[tuple[str, int, RunResult]]:
         """Return every run with its label and seed."""
         return ((label, seed, run) for label in self.labels for seed, run in self.by_label[label].items())
@@ -251,7 +292,7 @@ def read_runs(*places: Path) -> Runs:
         results += found
         left_out += failed
     runs = Runs.of(results)
-    return replace(runs, left_out=(*left_out, *runs.left_out))
+    return replace(runs, left_out=tuple(dict.fromkeys((*left_out, *runs.left_out))))
 
 
 def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
@@ -270,6 +311,13 @@ def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
     if not paths:
         raise InputError(f"{place} holds no {RESULT}; give the folder of a run, or one that holds several")
     return [read_result(path) for path in paths], []
+
+
+def _lack(result: RunResult, most: int) -> str:
+    """Say what a run lacks that is not in a report."""
+    if result.forgotten:
+        return "a task of it was forgotten" if result.scores else "all that it learned was forgotten"
+    return f"{len(result.scores)} of {most} tasks learned"
 
 
 def _require_one(values: Iterable[str], what: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hatrack.experiments.statistics import LEAST_SEEDS, Interval
 from hatrack.methods import METHODS
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.report.canvas import LIGHT, dark_cell, dash_of
@@ -14,7 +15,8 @@ from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
-from hatrack.report.verdict import Verdict, unforgotten
+from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
+from hatrack.report.writers import beside as evenly_said
 from hatrack.report.writers import display, number
 
 __all__ = [
@@ -72,11 +74,12 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
 
     Args:
         runs: the runs.
-        outcome: who is best; None where tasks have different metrics, so that nobody is.
+        outcome: who is best; None where tasks have different metrics, or runs different settings that are not a
+            method's own, so that nobody is.
     """
     several = len(runs.competitors) > 1
     if outcome is None:
-        return _as_cards([_unforgotten_card(unforgotten(runs), several)])
+        return _as_cards([_unforgotten_card(unforgotten(runs), several)] if runs.learned > 1 else [])
     metric = runs.require_metric()
     kind, difference = kinds_of(metric)
     shown = f"{number(outcome.score, kind)}{' %' if metric.is_share else ''}"
@@ -84,25 +87,32 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
     cards = [("", f"average {_named(metric)} in the end", shown, over)]
     if several:
         superlative = "highest" if metric.larger_is_better else "lowest"
-        cards = [("", f"{superlative} {metric.name} after the last task", f"{outcome.best} {shown}", over)]
+        equals = [
+            row["method"]
+            for row in summary(runs).rows
+            if row["method"] in runs.competitors and row[runs.average] == outcome.score
+        ]
+        cards = [("", f"{superlative} {metric.name} after the last task", f"{', '.join(equals)} {shown}", over)]
     best = next(row for row in summary(runs).rows if row["method"] == outcome.best)
     both, task = (best[column.key] for column in UNNAMED)
     if both is not None and task is not None:
         text = f"the task is recognised for {number(task, Kind.PERCENT)} % of the test samples"
         cards.append(("", "right with no task named", f"{number(both, Kind.PERCENT)} %", text))
     if outcome.second is not None and outcome.points is not None:
-        lead = outcome.lead
+        lead, relation = outcome.lead, "ahead of" if outcome.points else "level with"
         text = "one seed in common: no telling whether that is luck"
         if lead is not None:
-            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: "
-            text += "more than luck" if lead.excludes_zero else "may well be luck"
+            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
+            if any(len(runs.by_label[label]) > lead.n for label in (outcome.best, outcome.second)):
+                mean = f"{number(lead.mean, difference)}{_unit(metric)}"
+                text = f"{mean} over the {lead.n} seeds that both have, {text}"
         cards.append(
-            ("", f"ahead of {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
+            ("", f"{relation} {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
         )
     kept = outcome.unforgotten
-    if kept or not several:
+    if runs.learned > 1 and (kept or not several):
         cards.append(_unforgotten_card(kept, several))
-    name, lost = outcome.most_forgetful
+    name, lost = outcome.most_forgetful or ("", 0.0)
     if lost > 0:
         what, figure = ("forgets most", f"{name} ") if several else ("forgetting", "")
         figure += f"{number(lost, difference)}{_unit(metric)}"
@@ -110,6 +120,15 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
         text = text if metric.larger_is_better else f"more {metric.name} than when a task was learned, on the average"
         cards.append(("bad", what, figure, text))
     return _as_cards(cards)
+
+
+def _luck(lead: Interval) -> str:
+    """Say whether a lead is more than luck, as far as that can be told."""
+    if lead.is_significant is None:
+        return "two seeds are too few to tell that from luck"
+    if not lead.has_width:
+        return "all seeds differ by the same, which does not tell it from luck"
+    return "more than luck" if lead.is_significant else "may well be luck"
 
 
 def _unforgotten_card(kept: Sequence[str], several: bool) -> tuple[str, str, str, str]:
@@ -129,9 +148,11 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
 
     Args:
         runs: the runs.
-        outcome: who is best; None where tasks have different metrics.
+        outcome: who is best; None as for :func:`cards`.
     """
-    sentences: list[str] = []
+    sentences = [f"{capitalized(runs.conditions)}."] if runs.conditions else []
+    if runs.metric is not None and runs.unequal:
+        return [f"{capitalized(runs.conditions)}. Make the runs with the same settings to rank them."]
     if outcome is None:
         why = runs.different
         return [
@@ -149,8 +170,10 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
             f"Learning all tasks at once, with all the data in hand, reaches {reached}: the best "
             f"method is {number(abs(gap), difference)}{_unit(metric)} {relation} that."
         )
-    if outcome.lead is None and outcome.second is not None:
-        sentences.append("With fewer than two seeds in common, differences cannot be told from luck; run more seeds.")
+    if outcome.second is not None and (outcome.lead is None or outcome.lead.is_significant is None):
+        sentences.append(
+            f"With fewer than {LEAST_SEEDS} seeds in common, differences cannot be told from luck; run more seeds."
+        )
     return sentences
 
 
@@ -178,11 +201,14 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     barred = column.key == "used" or (column.key.startswith("average_") and column.kind is Kind.PERCENT)
     share = round(float(value), 4) if barred and value is not None else None
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
+    deviation = None
+    if spread is not None and value is not None:
+        text, deviation = evenly_said(value, spread, column.kind)
     return {
         "text": text,
         "kind": column.kind.value,
         "share": share,
-        "spread": None if spread is None or value is None else number(spread, column.kind),
+        "spread": deviation,
     }
 
 
@@ -203,6 +229,7 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
     return {
         "reference": reference,
         "unit": "points" if metric.is_share else metric.name,
+        "of_samples": metric in OF_SAMPLES,
         "zero": place(0.0),
         "low": number(low, kind),
         "high": number(high, kind),
@@ -214,15 +241,20 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
                 "left": place(row[f"{key}_low"]),
                 "at": place(row[key]),
                 "width": place(row[f"{key}_high"]) - place(row[f"{key}_low"]),
-                "word": "may be luck"
-                if not row[f"{key}_significant"]
-                else "better"
-                if metric.gain(row[key], 0.0) > 0
-                else "worse",
+                "word": _word(row, key, metric),
             }
             for row in rows
         ],
     }
+
+
+def _word(row: Row, key: str, metric: Metric) -> str:
+    """Return the verdict on a difference in a word or two."""
+    if row[f"{key}_significant"] is None:
+        return "too few seeds"
+    if row[f"{key}_significant"]:
+        return "better" if metric.gain(row[key], 0.0) > 0 else "worse"
+    return "may be luck" if row[f"{key}_high"] > row[f"{key}_low"] else "no spread"
 
 
 def beside(table: Table) -> tuple[Row, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hatrack.experiments.statistics import spread
@@ -20,6 +20,7 @@ __all__ = [
     "Table",
     "TableColumn",
     "capitalized",
+    "joined",
     "kinds_of",
     "mean_and_sd",
     "means",
@@ -85,6 +86,10 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
 
+    def noted(self, *sentences: str) -> Table:
+        """Return the table with further sentences, without their ends, in its note; empty ones are left out."""
+        return replace(self, note=joined(self.note, *sentences))
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -101,6 +106,15 @@ class Drawing:
     title: str
     table: Table
     note: str = ""
+
+    def noted(self, *sentences: str) -> Drawing:
+        """Return the drawing with further sentences, as for :meth:`Table.noted`."""
+        return replace(self, note=joined(self.note, *sentences))
+
+
+def joined(*sentences: str) -> str:
+    """Join sentences without their ends to the text of a note; each once, and empty ones are left out."""
+    return ". ".join(dict.fromkeys(filter(None, (sentences[0], *map(capitalized, filter(None, sentences[1:]))))))
 
 
 def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:

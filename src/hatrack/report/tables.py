@@ -64,8 +64,9 @@ def summary(runs: Runs) -> Table:
         Kind.NUMBER.column("seeds", "seeds", "number of runs"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
+    known = [c for c in known if c.key != "unchanged" or runs.learned > 1]  # there is no earlier task
     note = runs.weak_ratios(last=True) if any(column.key == "forgetting_ratio" for column in known) else ""
-    return Table("summary", "All methods", tuple(known), tuple(rows), note)
+    return Table("summary", "All methods", tuple(known), tuple(rows), note).noted(runs.times)
 
 
 def accuracy(runs: Runs) -> Table:
@@ -94,7 +95,7 @@ def accuracy(runs: Runs) -> Table:
         *(Kind.RATIO.column("loss"), Kind.TEXT.column("logits_sha256", "hash of the outputs")),
     )
     what = "Accuracy" if accuracies else "Score"
-    return Table("accuracy", f"{what} on every task after every task", columns, tuple(rows))
+    return Table("accuracy", f"{what} on every task after every task", columns, tuple(rows), runs.losses)
 
 
 def curves(runs: Runs) -> Table:
@@ -213,7 +214,7 @@ def _figures(runs: Runs, label: str, matrices: Mapping[int, Sequence[Sequence[fl
     ratios = (runs.forgetting_ratio(label, seed, len(matrix) - 1) for seed, matrix in matrices.items())
     return {
         **mean_and_sd(runs.average, map(average_score, matrices.values())),
-        **mean_and_sd("forgetting", lost),
+        **mean_and_sd("forgetting", lost if runs.learned > 1 else [None]),
         **mean_and_sd("forgetting_ratio", ratios),
     }
 
@@ -237,6 +238,9 @@ def _transfer(
     values = matrices.values()
     return {
         **mean_and_sd(runs.learning, map(learning_accuracy, values)),
-        **mean_and_sd("backward_transfer", (0.0 - forgetting(each, larger_is_better=larger) for each in values)),
+        **mean_and_sd(
+            "backward_transfer",
+            [None] if runs.learned < 2 else (0.0 - forgetting(each, larger_is_better=larger) for each in values),
+        ),
         **mean_and_sd("forward_transfer", (forward(matrices[seed], alone[seed]) for seed in matrices)),
     }

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from hatrack.errors import InputError
+from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import Matrix, average_score, forgetting
-from hatrack.experiments.statistics import Interval, paired_difference
+from hatrack.experiments.statistics import LEAST_SEEDS, Interval, error_of_shares, paired_difference
+from hatrack.objectives import ACCURACY
+from hatrack.objectives.metrics import EXACT_MATCH
 from hatrack.report.runs import Runs
 from hatrack.report.table import Kind, Table, capitalized, kinds_of
 from hatrack.report.tables import summary
 
-__all__ = ["Verdict", "differences", "timing", "unforgotten", "verdict"]
+__all__ = ["OF_SAMPLES", "Verdict", "differences", "timing", "unforgotten", "verdict"]
+
+OF_SAMPLES = (ACCURACY, EXACT_MATCH)
+"""Metrics that are the share of the test samples that are right, whose error by the choice of samples is known."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Verdict:
         points: the difference of their mean scores, above 0 where it is the better one; None
             without a second.
         unforgotten: labels, references aside, of which no output ever changed, in any run.
-        most_forgetful: label that lost most, and how much.
+        most_forgetful: label that lost most, and how much; None where there is one task, after which none was learned.
     """
 
     best: str
@@ -35,20 +44,26 @@ class Verdict:
     lead: Interval | None
     points: float | None
     unforgotten: tuple[str, ...]
-    most_forgetful: tuple[str, float]
+    most_forgetful: tuple[str, float] | None
 
 
 def verdict(runs: Runs) -> Verdict:
     """Find the winner.
 
     Raises:
-        InputError: tasks have different metrics, so that there is none.
+        InputError: tasks have different metrics, or runs learned with different settings that are not a method's own,
+            so that there is none.
     """
     metric = runs.require_metric()
+    if runs.unequal:
+        raise InputError(
+            f"no method is called ahead of another, since runs differ in settings that are not a method's own "
+            f"({runs.unequal}); make the runs with the same, or report on each alone"
+        )
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
     second = others[0] if others else None
-    forgetful = max(ranked, key=lambda row: row["forgetting"])
+    forgetful = max(ranked, key=lambda row: row["forgetting"]) if runs.learned > 1 else None
     return Verdict(
         best=best["method"],
         score=best[runs.average],
@@ -56,7 +71,7 @@ def verdict(runs: Runs) -> Verdict:
         lead=None if second is None else _lead(runs, best["method"], second["method"]),
         points=None if second is None else metric.gain(best[runs.average], second[runs.average]),
         unforgotten=unforgotten(runs),
-        most_forgetful=(forgetful["method"], forgetful["forgetting"]),
+        most_forgetful=None if forgetful is None else (forgetful["method"], forgetful["forgetting"]),
     )
 
 
@@ -69,41 +84,49 @@ def unforgotten(runs: Runs) -> tuple[str, ...]:
 def differences(runs: Runs) -> Table:
     """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
+    An interval is never narrower than the number of test samples allows, where scores are shares of them. Two seeds
+    have an interval and no verdict (None); seeds that all differ by the same are no verdict either, where nothing is
+    known of the samples (False).
+
     Args:
         runs: the runs; the best has the best score, joint training and guessing aside.
     """
     reference = verdict(runs).best
     rows = []
+    metric = runs.require_metric()
+    name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
+    figures = ((runs.average, name), ("forgetting", "forgetting"))[: min(2, runs.learned)]
     for label in runs.labels:
         row: dict[str, Any] = {"method": label}
-        for figure in (runs.average, "forgetting"):
+        for figure, _ in figures:
             interval = _difference(runs, label, reference, figure) if label != reference else None
             if interval is not None:
                 row |= {
                     figure: interval.mean,
                     f"{figure}_low": interval.low,
                     f"{figure}_high": interval.high,
-                    f"{figure}_significant": interval.excludes_zero,
+                    f"{figure}_significant": interval.is_significant,
                     "pairs": interval.n,
                     "against": reference,
                 }
         if len(row) > 1:
             rows.append(row)
-    metric = runs.require_metric()
     rows.sort(key=lambda row: metric.rank(float(row[runs.average])))
     columns = [Kind.TEXT.column("method"), Kind.TEXT.column("against")]
     kind = kinds_of(metric)[1]
-    name = metric.name if metric.is_share else f"{metric.name} ({metric.direction})"
-    for figure, title in ((runs.average, name), ("forgetting", "forgetting")):
+    for figure, title in figures:
         columns += [
             kind.column(figure, f"{title}, difference"),
             kind.column(f"{figure}_low", "from"),
             kind.column(f"{figure}_high", "to"),
-            Kind.TEXT.column(f"{figure}_significant", "excludes 0"),
+            Kind.TEXT.column(f"{figure}_significant", "more than luck"),
         ]
     columns.append(Kind.NUMBER.column("pairs", "seeds"))
     title = f"differences from {reference}, with 95 % intervals"
-    return Table("differences", capitalized(title), tuple(columns), tuple(rows), title)
+    note = title
+    if any(row["pairs"] < LEAST_SEEDS for row in rows):
+        note += f"; with fewer than {LEAST_SEEDS} seeds in common there is no telling whether one is luck"
+    return Table("differences", capitalized(title), tuple(columns), tuple(rows), note)
 
 
 def timing(runs: Runs) -> Table:
@@ -122,7 +145,7 @@ def timing(runs: Runs) -> Table:
         Kind.RATIO.column("times_sgd", "times sgd"),
     )
     known = columns if plain else columns[:-1]
-    return Table("timing", "Training and testing time", known, tuple(rows))
+    return Table("timing", "Training and testing time", known, tuple(rows), runs.times)
 
 
 def _lead(runs: Runs, best: str, second: str) -> Interval | None:
@@ -143,4 +166,31 @@ def _difference(runs: Runs, label: str, other: str, figure: str) -> Interval | N
     def values(of: str) -> list[float]:
         return [measure(runs.by_label[of][seed].matrix("score")[: runs.learned]) for seed in both]
 
-    return paired_difference(values(label), values(other))
+    pairs = [(runs.by_label[label][seed], runs.by_label[other][seed]) for seed in both]
+    error_of = _error_of_forgetting if figure == "forgetting" else _error_of_average
+    errors = [[error_of(run, runs.learned) for run in pair] for pair in pairs]
+    # Seeds are tested on the same samples: their errors do not average out.
+    sampling_error = statistics.fmean(math.hypot(*pair) for pair in errors)
+    return paired_difference(values(label), values(other), sampling_error=sampling_error)
+
+
+def _error_of_average(run: RunResult, learned: int) -> float:
+    """Return the standard error of the average score by the choice of the test samples; 0 where it is not known."""
+    if run.metric not in OF_SAMPLES:
+        return 0.0
+    tasks, last = run.tasks[:learned], run.scores[learned - 1]
+    return error_of_shares([score.value for score in last], [max(1, task.test) for task in tasks])
+
+
+def _error_of_forgetting(run: RunResult, learned: int) -> float:
+    """Return the standard error of forgetting likewise; what stayed the same to the bit has none."""
+    if run.metric not in OF_SAMPLES:
+        return 0.0
+    last = run.scores[learned - 1]
+    both = [(run.scores[task][task], last[task], max(1, run.tasks[task].test)) for task in range(learned - 1)]
+    changed = [each for each in both if each[0].logits_sha256 != each[1].logits_sha256]
+    if not changed:
+        return 0.0
+    shares = [score.value for first, final, _ in changed for score in (first, final)]
+    samples = [count for _, _, count in changed for _ in range(2)]
+    return error_of_shares(shares, samples) * len(shares) / (learned - 1)  # a sum of all these, over the tasks

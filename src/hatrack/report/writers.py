@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hatrack.objectives.metrics import readable
+from hatrack.objectives.metrics import evenly, readable
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized
 
-__all__ = ["WRITERS", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
+__all__ = ["WRITERS", "beside", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
 _LATEX = str.maketrans(
     {
@@ -41,8 +41,9 @@ def display(row: Row, column: TableColumn) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = number(value, column.kind)
-    return text if spread is None else f"{text} ({number(spread, column.kind)})"
+    if spread is None:
+        return number(value, column.kind)
+    return "{} ({})".format(*beside(value, spread, column.kind))
 
 
 def to_csv(table: Table) -> str:
@@ -105,6 +106,14 @@ def number(value: Any, kind: Kind) -> str:
         case _:
             return f"{value:g}" if isinstance(value, float) else str(value)
     return text.replace("-", "−") if float(text) else text.replace("-", "")
+
+
+def beside(value: float, spread: float, kind: Kind) -> tuple[str, str]:
+    """Return a number and its standard deviation as people read them, with equally many decimals."""
+    if kind is not Kind.SCORE:
+        return number(value, kind), number(spread, kind)
+    said, deviation = evenly(value, spread)
+    return said.replace("-", "−"), deviation
 
 
 def _keys(table: Table) -> list[str]:

@@ -16,6 +16,9 @@ Entry = TypeVar("Entry")
 MOST_NAMES = 100
 """Most names that an error lists; a module of somebody else may have thousands."""
 
+MOST_SHOWN = 60
+"""Most characters that an error shows of what was given in the place of a name and is no text."""
+
 
 def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the entries whose names begin with a prefix, by the rest of their names."""
@@ -47,7 +50,10 @@ def unknown_name(
     guess = f", did you mean {meant[close[0]]!r}?" if close else ";"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     choice = f"choose one of: {', '.join(names[:MOST_NAMES])}{more}" if names else f"there is no {kind} yet"
-    return InputError(f"there is no {kind} {name!r}{guess} {choice}")
+    said = repr(name)
+    if not isinstance(name, str) and len(said) > MOST_SHOWN:  # such as all the samples, in the place of a task
+        said = f"that something of type {type(name).__name__} could name"
+    return InputError(f"there is no {kind} {said}{guess} {choice}")
 
 
 def prefix_of(module: str) -> str:

@@ -1,0 +1,182 @@
+"""Notes of tables, figures and the page on runs that were made under different conditions, of which none is ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hatrack.cli import main
+from hatrack.errors import InputError
+from hatrack.experiments import Comparison, RunResult
+from hatrack.experiments.plan import ComparisonPlan
+from hatrack.experiments.results import write_result
+from hatrack.experiments.settings import SAMPLES, NetworkSettings, StreamSettings
+from hatrack.methods import METHODS
+from hatrack.report import comparison_table, tables
+from hatrack.report.figures import FIGURES, TABLES
+from hatrack.report.page import html_report
+from hatrack.report.panels import task_panels
+from hatrack.report.runs import Runs
+from hatrack.report.sections import cards, sentences
+from hatrack.report.verdict import differences, verdict
+from hatrack.report.writers import to_latex, to_markdown
+from hatrack.train import TrainingSettings
+from support.synthetic import recognised, synthetic
+
+PARTS = (StreamSettings, NetworkSettings, TrainingSettings)
+COMMON = [field.name for part in PARTS for field in dataclasses.fields(part) if field.name not in (*SAMPLES, "infer")]
+MAY_BE_CHOSEN = {
+    *("lr", "optimizer", "momentum", "weight_decay", "clip_norm", "class_weights"),
+    *("eval_batch_size", "fresh_statistics", "precision", "captured", "channels_last"),
+}
+WORDS = "differ in settings that are not a method's own"
+
+
+def of(method: str, seed: int = 0, **settings: Any) -> RunResult:
+    run = synthetic(method, seed, 2)
+    return replace(run, config={**run.config, **settings})
+
+
+def several(one: dict[str, Any], other: dict[str, Any]) -> Runs:
+    """Three seeds of hat and of sgd, with settings."""
+    both = (("hat", one), ("sgd", other))
+    return Runs.of(of(method, seed, **settings) for method, settings in both for seed in range(3))
+
+
+@pytest.mark.parametrize("key", COMMON)
+def test_every_setting_that_methods_have_in_common_is_named_where_it_differs(key: str) -> None:
+    """Where one has more to learn with than the other, nobody is ahead; a learning rate may be chosen for each."""
+    runs = several({key: 11}, {key: 12})
+    assert f"{key}: " in runs.conditions
+    assert "11 for " in runs.conditions
+    assert "12 for sgd" in runs.conditions
+    assert bool(runs.unequal) is (key not in MAY_BE_CHOSEN)
+    assert ("no method is called ahead" in runs.conditions) is bool(runs.unequal)
+    if runs.unequal:
+        for make in (verdict, differences):
+            with pytest.raises(InputError, match=f"{key}: .* report on each alone"):
+                make(runs)
+        assert [card["what"] for card in cards(runs, None)] == ["no output on an old task ever changed"]
+        assert f"{key}: " in sentences(runs, None)[0]
+    else:
+        assert verdict(runs).second is not None
+    assert not several({key: 11}, {key: 11}).conditions
+
+
+def test_what_a_method_or_its_preset_sets_for_it_alone_is_its_own() -> None:
+    runs = [
+        of("sgd", lr=0.05, batch_size=64, clip_norm=10000.0),
+        of("ewc", lr=0.05, batch_size=64, clip_norm=100.0),  # as ewc's own defaults
+        of("dwa", lr=0.075, batch_size=32, clip_norm=10000.0),  # as the presets of its paper
+    ]
+    of_preset = [replace(run, experiment="split-cifar10") for run in runs]
+    assert not Runs.of(of_preset).conditions
+    assert (
+        "batch_size: 32 for dwa, 64 for sgd and ewc" in Runs.of(replace(run, experiment="own") for run in runs).unequal
+    )
+
+
+def test_settings_of_what_trains_nothing_or_only_refers_rank_nobody_down() -> None:
+    assert not Runs.of([of("hat"), of("sgd"), of("random", epochs=11)]).conditions
+    runs = Runs.of([of("hat"), of("sgd"), of("joint", epochs=11)])
+    assert "epochs: " in runs.conditions
+    assert not runs.unequal
+    assert "11 for joint" in sentences(runs, verdict(runs))[0]
+
+
+def test_every_table_every_figure_and_the_page_say_so() -> None:
+    runs = Runs.of(
+        recognised(run) if run.method == "hat" else run
+        for run in (of(method, epochs=epochs) for method, epochs in (("hat", 12), ("sgd", 1), ("joint", 12)))
+    )
+    for name, make in TABLES.items():
+        if name in ("data", "differences", "forgetting-ratios", "published"):
+            continue  # about the tasks alone, or not to be had here
+        table = make(runs)
+        assert WORDS in table.note, name
+        assert WORDS in to_markdown(table)
+        assert next(line for line in to_latex(table).splitlines() if WORDS in line).startswith("% ")
+    for name in ("accuracy", "time"):
+        assert WORDS in FIGURES[name].draw(runs).note
+    page = html_report(runs)
+    assert page.count("Runs differ in settings that are not a method&#39;s own") >= 4
+    assert "highest accuracy after the last task" not in page
+    assert 'id="differences"' not in page
+
+
+def test_runs_that_are_left_out_are_named_beneath_every_table() -> None:
+    run = synthetic("hat", 0, 3)
+    gone = replace(run, seed=1, scores=run.scores[:2], tasks=run.tasks[:2], forgotten=1)
+    nothing = replace(run, seed=2, scores=(), tasks=(), forgotten=3)
+    behind = replace(run, seed=3, scores=run.scores[:1])
+    runs = Runs.of([run, gone, nothing, behind, gone])
+    assert runs.left_out == (
+        "hat, seed 1: a task of it was forgotten",
+        "hat, seed 2: all that it learned was forgotten",
+        "hat, seed 3: 1 of 3 tasks learned",
+    )
+    for said in runs.left_out:
+        assert said in to_markdown(TABLES["summary"](runs))
+        assert said in FIGURES["accuracy"].draw(runs).note
+    many = replace(runs, left_out=tuple(f"sgd, seed {seed}, failed: out\nof memory" for seed in range(30)))
+    assert "sgd, seed 9, failed: out of memory; 20 more" in TABLES["summary"](many).note
+
+
+def test_plain_values_have_their_notes_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, epochs in (("hat", 12), ("sgd", 1)):
+        write_result(tmp_path / name / "run.json", of(name, epochs=epochs))
+    assert main(["report", str(tmp_path), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("method,")
+    assert " ".join(err.split()).startswith(f"warning: Runs {WORDS}")
+
+
+def test_losses_that_weigh_classes_are_said_to_be_others() -> None:
+    words = "class_weights: plain for hat, balanced for sgd"
+    runs = several({}, {"class_weights": "balanced"})
+    for name in ("accuracy", "learning"):
+        assert "not to be compared" in TABLES[name](runs).note
+        assert words in TABLES[name](runs).note
+    assert "not to be compared" in FIGURES["learning"].draw(runs).note
+    assert html_report(runs).count("Losses are of different definitions, and not to be compared") >= 3
+    alike = several({"class_weights": "balanced"}, {"class_weights": "balanced"})
+    assert tables.accuracy(alike).note == "losses weigh classes (class_weights=balanced)"
+    assert not tables.accuracy(several({}, {})).note
+
+
+def test_times_say_whose_have_recognition_in_them() -> None:
+    words = "times of hat have the recognition of tasks in them (infer=true)"
+    runs = Runs.of([recognised(synthetic("hat", 0, 2)), synthetic("sgd", 0, 2)])
+    for name in ("timing", "summary", "by-task"):
+        assert words in TABLES[name](runs).note.replace("Times", "times"), name
+    for name in ("time", "time-by-task"):
+        assert words in FIGURES[name].draw(runs).note
+    panels = task_panels(runs, {name: TABLES[name](runs) for name in ("curves", "by-task", "usage")} | _usage(runs))
+    assert words[1:] in next(panel.text for panel in panels if panel.name == "seconds")
+    assert "infer" not in TABLES["timing"](Runs.of([synthetic("hat", 0, 2), synthetic("sgd", 0, 2)])).note
+
+
+def _usage(runs: Runs) -> dict[str, Any]:
+    from hatrack.report.inside import mean_usage
+
+    return {"mean-usage": mean_usage(runs)}
+
+
+def test_the_table_of_compare_says_so_too() -> None:
+    results = {(method, 0): of(method, epochs=epochs) for method, epochs in (("hat", 12), ("sgd", 1))}
+    comparison = Comparison(ComparisonPlan("split-mnist", ("hat", "sgd", "joint", "random"), (0,)), results, {}, {})
+    assert "so that no method is called ahead" in str(comparison_table(comparison).caption)
+    alike = replace(comparison, results={("hat", 0): of("hat"), ("sgd", 0): of("sgd")})
+    assert WORDS not in str(comparison_table(alike).caption)
+
+
+def test_who_made_more_epochs_than_the_setting_says_is_named() -> None:
+    """The two paths of PathNet learn for as long as ``epochs`` each."""
+    runs = Runs.of([of("hat", epochs=5), replace(of("pathnet", epochs=5), epochs=(10, 8))])
+    assert "more epochs of a task are made than `epochs` says (10 of 5 for pathnet)" in runs.conditions.lower()
+    assert not runs.unequal
+    assert "epochs" in METHODS["pathnet"].description
