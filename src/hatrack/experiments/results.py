@@ -87,6 +87,8 @@ class TaskSummary:
         shape: shape of one sample; None for nested tensors, too.
         range: smallest and largest value of the training samples before they are scaled; None likewise.
         scaling: way in which the samples are scaled.
+        test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
+            task; None where that was not counted, as for data sets that hatrack knows.
     """
 
     name: str
@@ -101,6 +103,7 @@ class TaskSummary:
     shape: tuple[int, ...] | None = None
     range: tuple[float, float] | None = None
     scaling: Scaling | None = None
+    test_seen: Mapping[str, int] | None = None
 
     @classmethod
     def of(cls, task: Task) -> TaskSummary:
@@ -118,7 +121,13 @@ class TaskSummary:
             shape=None if values is None else task.input_shape,
             range=values,
             scaling=task.train.scaling,
+            test_seen=task.test_seen,
         )
+
+    def without(self, other: str) -> TaskSummary:
+        """The task without a mention of another one."""
+        seen = self.test_seen
+        return self if seen is None else replace(self, test_seen={k: n for k, n in seen.items() if k != other})
 
     def say(self) -> str:
         """Say in one line what the task was read from, and as what; empty where nothing of it was recorded."""
@@ -335,7 +344,7 @@ class RunResult:
             experiment=self.experiment if sources == self.sources else UNNAMED,
             command=shlex.join(command),
             config=config,
-            tasks=_left_out(self.tasks, index),
+            tasks=tuple(task.without(name) for task in _left_out(self.tasks, index)),
             epochs=_left_out(self.epochs, index),
             seconds=_left_out(self.seconds, index),
             scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
@@ -565,6 +574,12 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def _counts(values: Any) -> dict[str, int]:
+    if any(type(count) is not int or count < 1 for count in values.values()):
+        raise ValueError(f"{values!r} are no numbers of samples")
+    return {str(name): count for name, count in values.items()}
+
+
 def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(map(int, values))
 
@@ -575,6 +590,7 @@ _LATER: Mapping[str, Callable[[Any], Any]] = {
     "shape": _sizes,
     "range": _pair,
     "scaling": Scaling,
+    "test_seen": _counts,
 }
 """Functions that read what was not always recorded of a task, by their names in a file and in :class:`TaskSummary`."""
 

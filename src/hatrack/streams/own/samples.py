@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hatrack.data.arrays import note_of_identical
 from hatrack.errors import UnfitDataError
 from hatrack.objectives import Objective
 from hatrack.streams.base import Split
@@ -35,7 +34,6 @@ __all__ = [
     "as_splits",
     "divided_samples",
     "fitted",
-    "note_of_shared_pictures",
 ]
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -219,13 +217,6 @@ def _refuse_far(test: OwnSamples, transform: Transform) -> None:
                 f"{test.origin}: test sample {row} is infinitely far from all training samples, measured by how much "
                 "these differ; leave out what hardly varies in training"
             )
-
-
-def note_of_shared_pictures(train: OwnSamples, test: OwnSamples) -> str:
-    """Say how many test pictures are training pictures, too, pixel by pixel; empty where none is or there are none."""
-    if not all(samples.x.dtype == torch.uint8 and samples.x.dim() == 4 for samples in (train, test)):
-        return ""
-    return note_of_identical(train.x, test.x, train.names, test.names)
 
 
 def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int | None) -> torch.Tensor:
