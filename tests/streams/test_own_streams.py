@@ -13,10 +13,13 @@ import torch
 
 from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.experiments import own_experiment
+from hatrack.experiments.results import TaskSummary
+from hatrack.objectives import Regression
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.spelling import order_of
 from hatrack.streams.own.tables import TableFormat
+from hatrack.streams.transforms import Standardise
 from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, notes_of, pictures
 
 
@@ -153,6 +156,25 @@ def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
     again = built(tmp_path / "a.npz", limit=15, validation=0.2)
     assert torch.equal(task.train.rows, again.train.rows)
     assert not torch.equal(task.train.rows, built(tmp_path / "a.npz", seed=1, limit=15, validation=0.2).train.rows)
+
+
+@pytest.mark.parametrize(("limit", "validation"), [(None, 0.0), (None, 0.4), (9, 0.0), (9, 0.3)])
+def test_scaling_is_that_of_the_whole_training_part_as_it_is_said(
+    limit: int | None, validation: float, tmp_path: Path
+) -> None:
+    x, price = RANDOM.normal(50, 9, (40, 3)), RANDOM.normal(1000, 100, 40)
+    path = archive(tmp_path / "a.npz", x_train=x, y_train=price, x_test=x[:9] + 1e3, y_test=price[:9] + 1e6)
+    task = built(path, limit=limit, validation=validation)
+    objective = task.objective
+    assert isinstance(objective, Regression)
+    assert task.scaled_over == 40
+    assert objective.mean == pytest.approx([price.mean()])
+    assert objective.deviation == pytest.approx([price.std()])
+    assert isinstance(task.train.transform, Standardise)
+    np.testing.assert_allclose(task.train.transform.mean[0], x.mean(0))
+    np.testing.assert_allclose(task.train.transform.std[0], x.std(0))
+    said = TaskSummary.of(task).say()
+    assert said.endswith(", over 40 samples") == (limit is not None or validation > 0), said
 
 
 # --- what a file may say

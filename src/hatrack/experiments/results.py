@@ -89,6 +89,8 @@ class TaskSummary:
         scaling: way in which the samples are scaled.
         test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
             task; None where that was not counted, as for data sets that hatrack knows.
+        scaled_over: number of samples of which mean and deviation were computed: the whole training part of the files,
+            whatever ``limit`` and ``validation`` leave of it; None where they were not computed.
     """
 
     name: str
@@ -104,6 +106,7 @@ class TaskSummary:
     range: tuple[float, float] | None = None
     scaling: Scaling | None = None
     test_seen: Mapping[str, int] | None = None
+    scaled_over: int | None = None
 
     @classmethod
     def of(cls, task: Task) -> TaskSummary:
@@ -122,6 +125,7 @@ class TaskSummary:
             range=values,
             scaling=task.train.scaling,
             test_seen=task.test_seen,
+            scaled_over=task.scaled_over,
         )
 
     def without(self, other: str) -> TaskSummary:
@@ -140,7 +144,8 @@ class TaskSummary:
         if self.shape is not None and self.range is not None:
             told.append(f"samples {self.shape}, values {self.range[0]:g} to {self.range[1]:g}")
         if self.scaling is not None:
-            told.append(f"scaling: {self.scaling.value}")
+            over = "" if self.scaled_over in (None, self.train) else f", over {self.scaled_over:,} samples"
+            told.append(f"scaling: {self.scaling.value}{over}")
         return f"task {self.name}: {'; '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -574,10 +579,14 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no number of samples")
+    return value
+
+
 def _counts(values: Any) -> dict[str, int]:
-    if any(type(count) is not int or count < 1 for count in values.values()):
-        raise ValueError(f"{values!r} are no numbers of samples")
-    return {str(name): count for name, count in values.items()}
+    return {str(name): _size(count) for name, count in values.items()}
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
@@ -591,6 +600,7 @@ _LATER: Mapping[str, Callable[[Any], Any]] = {
     "range": _pair,
     "scaling": Scaling,
     "test_seen": _counts,
+    "scaled_over": _size,
 }
 """Functions that read what was not always recorded of a task, by their names in a file and in :class:`TaskSummary`."""
 

@@ -120,6 +120,8 @@ def divided_samples(samples: OwnSamples, share: float, generator: torch.Generato
 def as_splits(train: OwnSamples, test: OwnSamples, choice: TargetChoice | None = None) -> OwnSplits:
     """Number the targets, and standardise the samples by the mean and deviation of the training samples.
 
+    These are all of the training part, whichever of them are then held out for validation, or left out.
+
     Images have one mean and deviation per channel. Of all others every position of a sample has its own, whatever the
     order of their axes: a sequence ``(T, F)`` is standardised as its numbers in a row ``(T · F,)`` are. What does not
     vary in training is only shifted. Categories of a table become features of 0 and 1, those that occur in training.

@@ -194,7 +194,7 @@ def _build(own: OwnTask, options: StreamOptions, index: int) -> _Built:
     notes = ("" if said else read.train.targets.note(), *found, *read.notes)
     tested_on_other = task.test is not task.valid
     names = read.train.names, read.test.names if tested_on_other else read.train.names
-    return _Built(replace(task, files=read.files), notes, names)
+    return _Built(replace(task, files=read.files, scaled_over=len(read.train.x)), notes, names)
 
 
 def _read_toml(path: Path) -> OwnStream:
