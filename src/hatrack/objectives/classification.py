@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.objectives.base import Objective
+from hatrack.objectives.base import Objective, listed
 from hatrack.objectives.metrics import ACCURACY, Metric
 from hatrack.objectives.weights import check_weights
 
@@ -52,6 +52,14 @@ class Classification(Objective):
     def measure(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the accuracy."""
         return int((outputs.argmax(dim=1) == targets).sum()) / len(targets)
+
+    def untold(self, targets: Tensor) -> str:
+        """Say which classes no target is of."""
+        counts = torch.bincount(targets, minlength=self.outputs).tolist()
+        missing = [name for name, count in zip(self.names, counts, strict=True) if not count]
+        if not missing:
+            return ""
+        return f"none is of class {listed(missing)}, so that the {self.metric.name} tells nothing of it"
 
     def drawn(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw a class for every sample."""

@@ -191,7 +191,9 @@ def _build(own: OwnTask, options: StreamOptions, index: int) -> _Built:
     weights = options.class_weights or own.choice.class_weights
     task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
     said = own.choice.kind is not None or own.choice.separator is not None or own.holds_pictures
-    notes = ("" if said else read.train.targets.note(), *found, *read.notes)
+    untold = task.objective.untold(task.test.labels)
+    tests = f"of its {len(task.test):,} test samples {untold}" if untold else ""
+    notes = ("" if said else read.train.targets.note(), *found, *read.notes, tests)
     tested_on_other = task.test is not task.valid
     names = read.train.names, read.test.names if tested_on_other else read.train.names
     return _Built(replace(task, files=read.files, scaled_over=len(read.train.x)), notes, names)
