@@ -107,7 +107,8 @@ class Regression(Objective):
         if not constant or self.metric != metrics.R_SQUARED:
             return ""
         column = "the number to predict" if self.outputs == 1 else f"column {listed(constant)}"
-        return f"{column} does not vary, so that its R² is 1 where all is exact and 0 else; measure mae or rmse (`metric=mae`)"
+        remedy = "measure mae or rmse (`metric=mae`)"
+        return f"{column} does not vary, so that its R² is 1 where all is exact and 0 else; {remedy}"
 
     def drawn(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw from normal distributions around the outputs, of variance K/2: their −log density is the loss."""
