@@ -147,7 +147,7 @@ def test_rows_that_are_alike_anyway_may_be_so_by_chance(tmp_path: Path) -> None:
     x = np.arange(120).reshape(60, 2) // 2 % 4
     archive(tmp_path / "a.npz", x_train=x, y_train=np.arange(60) % 3, x_test=x[:9])
     (note,) = own_stream([tmp_path / "a.npz"]).build(StreamOptions(0)).notes
-    assert "; 60 of 60 training samples have such a twin among themselves, too, and where" in note
+    assert "(such as 0 and 0), and 60 of 60 training samples are identical with each other: where these" in note
 
 
 @pytest.mark.parametrize("part", EvaluationPart)

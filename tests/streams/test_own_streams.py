@@ -68,6 +68,36 @@ def test_unusable_archives_are_named(changes: dict[str, Any], fault: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("pictures_too", [False, True])
+def test_archives_without_test_samples_are_divided_as_tables_are(pictures_too: bool, tmp_path: Path) -> None:
+    x = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8) if pictures_too else RANDOM.normal(3, 2, (30, 4))
+    archive(tmp_path / "a.npz", x_train=x, x_test=None, y_test=None)
+    with pytest.raises(InputError, match=r"a\.npz has no test samples; give test_share .*, or save x_test and y_test"):
+        built(tmp_path / "a.npz")
+    text = '[[task]]\npath = "a.npz"\ntest_share = 0.3\n' + ("resize = [3, 3]\n" if pictures_too else "")
+    task = from_toml(tmp_path, text)
+    assert (len(task.train), len(task.test)) == (21, 9)
+    assert task.test_seen == {}
+    assert task.test.labels.bincount().tolist() == [3, 3, 3]
+    rows = [tuple(sample.flatten().tolist()) for split in (task.train, task.test) for sample in split.load()[0]]
+    assert len({*rows}) == 30, "each is in one of the two"
+    assert torch.equal(from_toml(tmp_path, text).test.load()[0], task.test.load()[0])
+    assert not torch.equal(from_toml(tmp_path, text, seed=1).test.load()[0], task.test.load()[0])
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (("x_val", "y_val"), "not read: x_val, y_val; validation samples are held out of x_train (`validation=0.15`)"),
+        (("names",), "not read: names"),
+        (tuple("abcdefg"), "not read: a, b, c, d, e, …"),
+    ],
+)
+def test_arrays_that_are_not_read_are_said(others: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    archive(tmp_path / "a.npz", **dict.fromkeys(others, np.zeros(3)))
+    assert notes_of(tmp_path / "a.npz") == (f"task a: {said}",)
+
+
 def test_what_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(DataError, match=r"a\.npz: the zip archive is damaged"):
@@ -186,6 +216,10 @@ def test_scaling_is_that_of_the_whole_training_part_as_it_is_said(
         ("", "names no task"),
         ("[[task]]\n", "has no path"),
         ('[[task]]\npath = "absent"\n', "absent does not exist"),
+        (
+            '[[task]]\npath = "a.csv"\nlabel = "kind"\ntest = "gone.csv"\n',
+            r"gone\.csv, the table of test samples, does not exist",
+        ),
         ('[[task]]\npath = "tasks.toml"\n', r"is no folder of pictures, \.zip of them, \.npz or \.csv file"),
         ('[[task]]\npath = "a.csv"\n', "needs label"),
         ('[[task]]\npath = "a.csv"\nlabel = "kind"\n', "no test samples; give test_share"),

@@ -114,7 +114,7 @@ def note_of_own(
     train = train_names[own.train_row] if train_names else own.train_row
     return (
         f"{own.count:,} of {len(task.test):,} test {what} are identical with training {what} (such as {test} and "
-        f"{train}), so that tests on them are no tests{_chance([own], len(task.test), what)}"
+        f"{train}){_chance([own], len(task.test), what)} tests on them are no tests"
     )
 
 
@@ -132,11 +132,10 @@ def note_of_others(tasks: Sequence[Task], seen: Sequence[Sequence[SeenSamples]])
     what = _kind_of_samples(tasks[0])
     counts = [f"{each.count:,} of {len(task.test):,} of {task.name} in {each.task}" for task, each in pairs]
     shown = ", ".join(counts[:SHOWN]) + (", …" if len(counts) > SHOWN else "")
+    chance = _chance([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)
     return (
-        f"test {what} of tasks are identical with training {what} of other tasks ({shown}), so that the network has "
-        "seen them; let all tasks of one table or set name the same test samples (test = ... in a tasks.toml, a folder "
-        "test)"
-        f"{_chance([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)}"
+        f"test {what} of tasks are identical with training {what} of other tasks ({shown}){chance} the network has "
+        "seen them; let all tasks of one table or set name the same test samples (test = ... in a tasks.toml, a folder test)"
     )
 
 
@@ -146,12 +145,12 @@ def _kind_of_samples(task: Task) -> str:
 
 
 def _chance(seen: Sequence[SeenSamples], tests: int, what: str) -> str:
-    """Say that training samples have twins among themselves, too, where about as many as test samples have."""
+    """Join what was found with what follows, unless chance explains it: training samples that are as often alike."""
     found = next((each for each in seen if 2 * each.twins * tests >= each.count * each.trained), None)
     if found is None:
-        return ""
-    said = f"{found.twins:,} of {found.trained:,} training {what} have such a twin among themselves, too"
-    return f"; {said}, and where these are different things that look alike, it is no fault"
+        return ", so that"
+    said = f"{found.twins:,} of {found.trained:,} training {what} are identical with each other"
+    return f", and {said}: where these are not different things that look alike,"
 
 
 def _trained(task: Task) -> _Trained:

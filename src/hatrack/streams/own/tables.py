@@ -16,6 +16,7 @@ from hatrack.streams.own.columns import (
     Column,
     ColumnKind,
     ColumnReader,
+    as_categories,
     dropping,
     quoted,
     recoded,
@@ -258,6 +259,17 @@ def _notes(readers: Sequence[ColumnReader], columns: Sequence[Column], table: Ta
         if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
             remedy = f"if it is no feature, leave it out ({dropping(column.name)})"
             notes.append(f"column {column.name!r} counts the rows; {remedy}")
+        elif column.kind is ColumnKind.NUMBERS and reader.code is not None:
+            notes.append(
+                f"column {column.name!r} was read as numbers, {reader.code} as {float(reader.code):g}; if these are "
+                f"codes or names, say {as_categories(column.name)}, or leave it out ({dropping(column.name)})"
+            )
+        elif column.kind is ColumnKind.NUMBERS and reader.are_days and rows > 2:
+            notes.append(
+                f"column {column.name!r} was read as numbers that look like days (year, month, day), of which the "
+                f"distance means little; write days since one, say {as_categories(column.name)} if they are names, or "
+                f"leave it out ({dropping(column.name)})"
+            )
     return notes
 
 
