@@ -135,7 +135,8 @@ def note_of_others(tasks: Sequence[Task], seen: Sequence[Sequence[SeenSamples]])
     chance = _chance([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)
     return (
         f"test {what} of tasks are identical with training {what} of other tasks ({shown}){chance} the network has "
-        "seen them; let all tasks of one table or set name the same test samples (test = ... in a tasks.toml, a folder test)"
+        "seen them; let all tasks of one table or set name the same test samples (test = ... in a tasks.toml, a folder "
+        "test)"
     )
 
 
