@@ -52,6 +52,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_the_file_of_a_method_of_the_package_gives_the_same_bits_as_one_s_own(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_the_file_of_a_method_of_the_package_gives_the_same_bits_as_one_s_own(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_compare_and_tune_take_it_with_settings_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "demo", "--methods", "plugged_in:L2,l2", "--set", "plugged_in:L2.strength=0.5", *QUICK]
     assert main([*words, "--set", "l2.strength=0.5", "--out", "all"]) == 0
