@@ -274,6 +274,7 @@ def _read_npz(task: OwnTask) -> ReadSamples:
             _numbers(arrays[f"x_{part}"], task.axes, f"{task.path}: x_{part}"),
             targets_of_array(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), kind, f"{task.path}: y_{part}"),
             str(task.path),
+            tuple(f"x_{part}[{row}]" for row in range(len(arrays[f"x_{part}"]))),
         )
         for part in ("train", "test")
         if f"x_{part}" in arrays

@@ -50,7 +50,7 @@ class OwnSamples:
             takes them.
         targets: their targets, as they were read.
         origin: their file or folder, for messages.
-        names: the file of every sample within ``origin``; empty where a file holds several.
+        names: the place of every sample within ``origin``: a file, a line or row, or an array and the position in it.
         pictures: whether numbers ``(N, C, H, W)`` were said to be images; bytes are.
         columns: the columns of a table; empty for others.
         notes: what was found in the files that a person would want to know.
@@ -59,7 +59,7 @@ class OwnSamples:
     x: torch.Tensor
     targets: OwnTargets
     origin: str
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     pictures: bool = False
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class OwnSplits(NamedTuple):
 def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
     """Return some of the samples, by their positions."""
     positions = rows.tolist()
-    names = tuple(samples.names[row] for row in positions) if samples.names else ()
+    names = tuple(samples.names[row] for row in positions)
     return replace(samples, x=samples.x[rows], targets=samples.targets.part(positions), names=names)
 
 

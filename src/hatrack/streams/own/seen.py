@@ -104,8 +104,9 @@ def note_of_own(
     Args:
         task: the task.
         seen: the tasks that train on its test samples.
-        train_names: files of its training samples, by their position in the source; the positions if empty.
-        test_names: files of its test samples, likewise.
+        train_names: places of its training samples in its files, by their position in the source; the positions if
+            empty.
+        test_names: places of its test samples, likewise.
     """
     own, what = next((each for each in seen if each.task == task.name), None), _kind_of_samples(task)
     if own is None:
@@ -130,7 +131,7 @@ def note_of_others(tasks: Sequence[Task], seen: Sequence[Sequence[SeenSamples]])
     if not pairs:
         return ""
     what = _kind_of_samples(tasks[0])
-    counts = [f"{each.count:,} of {len(task.test):,} of {task.name} in {each.task}" for task, each in pairs]
+    counts = [f"{each.count:,} of the {len(task.test):,} of {task.name} in {each.task}" for task, each in pairs]
     shown = ", ".join(counts[:SHOWN]) + (", …" if len(counts) > SHOWN else "")
     chance = _chance([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)
     return (

@@ -169,8 +169,7 @@ class _Built(NamedTuple):
     Attributes:
         task: the task.
         notes: what was decided by looking at its files, where nobody had said it.
-        names: files of the samples of its training and its test split, by position in the source; empty where a file
-            holds several.
+        names: places in its files of the samples of its training and its test split, by position in the source.
     """
 
     task: Task

@@ -147,7 +147,8 @@ def read_table(
         used = frozenset(names)
         unused = [name for name in others if name not in used and not has_no_name(name)]
         notes = [f"{path}: {_listed(unused)} not in the training table, and not used"] if unused else []
-    return OwnSamples(x, targets, str(path), columns=columns, notes=tuple(notes))
+    lines = tuple(place.removeprefix(f"{source.path} ") for place in places)
+    return OwnSamples(x, targets, str(path), lines, columns=columns, notes=tuple(notes))
 
 
 def read_rows(path: Path, columns: Sequence[Column], form: CellFormat) -> Rows:
