@@ -79,7 +79,7 @@ def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("arguments", "message"),
     [
         (["run", "nope", "--method", "hat"], "nope"),
-        (["run", "demo", "--method", "hta"], 'Did you mean "hat"'),
+        (["run", "demo", "--method", "hta"], "did you mean 'hat'"),
         (["run", "demo"], "--method"),
         (["run", "demo", "--method", "hat", "--seed", "x"], "--seed"),
         (["run", "demo", "--method", "hat", "--seed", "1.7"], "--seed"),

@@ -145,7 +145,7 @@ def test_weights_of_the_classes_of_a_preset(tmp_path: Path) -> None:
         (["demo", "--set", "target=numbers"], "target: the classes of demo are what they are"),
         (["demo", "--set", "targets=a", "--set", "metric=r2"], "targets and metric: the classes of demo"),
         (["demo", "--set", "target=words"], "target must be one of classes, numbers, labels"),
-        (["demo", "--set", "metric=r3"], "metric must be one of r2, mae, rmse, map, f1, exact"),
+        (["demo", "--set", "metric=r3"], "must be one of accuracy, balanced_accuracy, r2, mae, rmse, map, f1, exact"),
         (["demo", "--set", "class_weights=even"], "class_weights=even does not fit"),
         (["demo", "--set", "class_weights=1,2,3"], "one number per class, 2, not 3"),
         (["demo", "--set", "targets=a,,b"], "targets must be names of columns joined by commas"),

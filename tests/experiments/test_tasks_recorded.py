@@ -39,7 +39,7 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines, (task,) = run(capsys, tmp_path / "run", "--tasks", str(tmp_path / "set"))
     assert lines == [
         "task set: 32 files read, 2 passed over (1 hidden or left by the system, 1 of other kinds); 2 classes (a, b); "
-        "samples (1, 6, 5), values 10 to 39; scaling: mean and deviation of each channel"
+        "samples (1, 6, 5), values 10 to 39; scaling: mean and deviation of each channel, over 16 samples"
     ]
     assert task["classes"] == 2
     assert task["class_names"] == ["a", "b"]
@@ -49,6 +49,7 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "reasons": {"hidden or left by the system": 1, "of other kinds": 1},
     }
     assert (task["shape"], task["range"]) == ([1, 6, 5], [10, 39])
+    assert (task["scaled_over"], task["train"] + task["valid"]) == (16, 16)
     assert task["scaling"] == "mean and deviation of each channel"
 
 
@@ -123,6 +124,9 @@ def test_what_is_recorded_is_read_and_files_without_it_are(tmp_path: Path) -> No
         {"range": [0]},
         {"range": ["0", "1"]},
         {"scaling": "somehow"},
+        {"test_seen": {"a": 0}},
+        {"test_seen": ["a"]},
+        {"scaled_over": 1.5},
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], tmp_path: Path) -> None:

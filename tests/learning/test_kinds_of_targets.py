@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 
 from hatrack import InputError, LabelPrediction, Learner, NumberPrediction, Prediction
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
-from hatrack.objectives.metrics import f1, mean_absolute_error, mean_average_precision, r_squared
+from hatrack.objectives.metrics import (
+    balanced_accuracy,
+    f1,
+    f1_of_classes,
+    mean_absolute_error,
+    mean_average_precision,
+    r_squared,
+)
 from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.train import TrainingSettings
 
@@ -29,6 +37,25 @@ def build() -> nn.Module:
 
 def learner(epochs: int = 1) -> Learner:
     return Learner(build(), (4,), training=TrainingSettings(epochs=epochs, batch_size=8, lr=0.05), validation=0.1)
+
+
+@pytest.mark.parametrize(("metric", "rate"), [("balanced_accuracy", balanced_accuracy), ("f1", f1_of_classes)])
+def test_a_metric_of_classes_is_kept_and_counts_samples_of_other_tasks_as_wrong(
+    metric: str, rate: Callable[[Tensor, Tensor], float], tmp_path: Path
+) -> None:
+    today, rare = learner(), (X[:, 0] > 1).long()
+    today.fit("rare", (X, rare), metric=metric)
+    today.fit("sides", (X, SIDES))
+    today.save(tmp_path / "learner")
+    for of in (today, Learner.load(tmp_path / "learner", build())):
+        outputs = said(of, "rare")
+        assert of.evaluate("rare", (X, rare)) == rate(outputs.argmax(1), rare)
+        unnamed = of.predict(X)
+        assert isinstance(unnamed, Prediction)
+        pairs = zip(unnamed.tasks, unnamed.classes, strict=True)
+        found = torch.tensor([int(name) if task == "rare" else -1 for task, name in pairs])
+        assert (found < 0).any(), "some are taken for the other task"
+        assert of.evaluate("rare", (X, rare), name_task=False) == rate(found, rare)
 
 
 def said(of: Learner, task: str) -> Tensor:
@@ -148,7 +175,7 @@ def test_only_classes_tell_a_task() -> None:
         (torch.ones(120), {}, "task t: column '0' is 1 in all training samples"),
         (BOTH, {"classes": ("a",)}, "task t: 1 names do not fit targets of 2 columns"),
         (BOTH, {"class_weights": "balanced"}, "task t: class_weights are for classes and labels"),
-        (SIDES, {"metric": MetricName.R2}, "task t: the metric of classes is accuracy"),
+        (SIDES, {"metric": MetricName.R2}, "task t: the metric of classes is one of: accuracy"),
         (TAGS[:60], {}, "120 training samples need labels"),
         (TAGS.int() * 2, {}, "of several labels must be truth values"),
         (SIDES, {"class_weights": "even"}, "class_weights=even does not fit"),

@@ -10,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hatrack.objectives import METRICS, Metric, common_metric
+from hatrack.objectives import METRICS, Classification, Metric, common_metric
 from hatrack.objectives.metrics import (
     ACCURACY,
+    BALANCED_ACCURACY,
+    F1,
     MEAN_ABSOLUTE_ERROR,
     R_SQUARED,
+    accuracy,
     average_precision,
+    balanced_accuracy,
     exact_match,
     f1,
+    f1_of_classes,
     mean_absolute_error,
     mean_average_precision,
     r_squared,
@@ -90,6 +95,51 @@ def test_labels_by_hand() -> None:
     assert f1(predicted[:, 2:], targets[:, 2:]) == 1.0
     assert mean_average_precision(targets.float(), targets) == 1.0
     assert mean_average_precision(targets.float()[:, 2:], targets[:, 2:]) == 0.0
+
+
+def slow_counts(predicted: list[int], targets: list[int]) -> dict[int, tuple[int, int, int]]:
+    """Count true positives, false positives and false negatives of every class, sample by sample."""
+    counts = {}
+    for each in {*predicted, *targets} - {-1}:
+        pairs = list(zip(predicted, targets, strict=True))
+        hits = sum(1 for said, there in pairs if said == there == each)
+        counts[each] = (
+            hits,
+            sum(1 for said, there in pairs if said == each != there),
+            sum(1 for said, there in pairs if said != each == there),
+        )
+    return counts
+
+
+@given(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 3)), min_size=1, max_size=25))
+def test_metrics_of_classes_are_those_of_the_slow_way(pairs: list[tuple[int, int]]) -> None:
+    """A class -1 was predicted where a sample was taken for none of the task's classes."""
+    said, there = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    counts, tensors = slow_counts(said, there), (torch.tensor(said), torch.tensor(there))
+    recalls = [hits / (hits + missed) for hits, _, missed in counts.values() if hits + missed]
+    assert balanced_accuracy(*tensors) == pytest.approx(sum(recalls) / len(recalls))
+    each = [2 * hits / (2 * hits + wrong + missed) for hits, wrong, missed in counts.values()]
+    assert f1_of_classes(*tensors) == pytest.approx(sum(each) / len(each))
+    as_labels = [torch.stack([tensor == label for label in range(5)], 1) for tensor in tensors]
+    assert f1_of_classes(*tensors) == pytest.approx(f1(*as_labels)), "classes are labels of which a sample has one"
+    assert accuracy(*tensors) == pytest.approx(sum(1 for one, other in pairs if one == other) / len(pairs))
+
+
+@given(st.lists(st.integers(0, 2), min_size=3, max_size=12).filter(lambda y: {*y} == {0, 1, 2}), st.integers(2, 9))
+def test_how_often_a_class_comes_does_not_count_where_classes_count_alike(labels: list[int], times: int) -> None:
+    """Samples of one class that come several times, with their answers, leave the mean of recalls as it is."""
+    y = torch.tensor(labels)
+    outputs = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(len(labels)))
+    rows = torch.cat([torch.arange(len(y)), *[(y == 1).nonzero().flatten()] * (times - 1)])
+    balanced = Classification(("a", "b", "c"), metric=BALANCED_ACCURACY)
+    assert balanced.measure(outputs[rows], y[rows]) == pytest.approx(balanced.measure(outputs, y))
+
+
+def test_guessing_the_frequent_class_has_a_high_accuracy_alone() -> None:
+    y = torch.tensor([0] * 95 + [1] * 5)
+    outputs = torch.tensor([[1.0, 0.0]]).expand(100, 2)
+    scores = [Classification(("a", "b"), metric=each).measure(outputs, y) for each in (ACCURACY, BALANCED_ACCURACY, F1)]
+    assert scores == pytest.approx([0.95, 0.5, 95 / (95 + 5 / 2) / 2])
 
 
 def test_a_metric_knows_its_direction_and_how_it_is_read() -> None:

@@ -41,6 +41,7 @@ EACH: dict[str, tuple[Objective, Tensor]] = {
     "numbers": (Regression.of(NUMBERS, ("size", "price")), NUMBERS),
     "labels": (MultiLabel(("x", "y", "z")), LABELS),
     "weighted labels": (MultiLabel(("x", "y", "z"), (1.0, 3.0, 3.0), F1), LABELS),
+    "classes by F1": (Classification(("a", "b", "c"), metric=F1), CLASSES),
 }
 EVERY = pytest.mark.parametrize(("objective", "targets"), EACH.values(), ids=EACH)
 
@@ -182,7 +183,7 @@ def test_weights_that_are_none_are_refused(text: str) -> None:
         (lambda: Regression(("a",), (0.0,), (1.0,), ACCURACY), "metric of a regression is one of: R²"),
         (lambda: Regression(("a",), (0.0,), ()), "a mean and a deviation for every column"),
         (lambda: Regression.of(torch.ones(3, 1).double(), ("price",)), "column 'price' is 1 in all training samples"),
-        (lambda: objective_of(CLASSES, metric=R_SQUARED), "the metric of classes is accuracy, not R²"),
+        (lambda: objective_of(CLASSES, metric=R_SQUARED), "classes is one of: accuracy, balanced accuracy, F1; not R²"),
         (lambda: objective_of(CLASSES * 2), "renumber or name the classes"),
         (lambda: objective_of(NUMBERS, ("size",)), "1 names do not fit targets of 2 columns"),
         (lambda: ClassWeights().of(EACH["numbers"][0], NUMBERS), "class_weights are for classes and labels"),
@@ -234,6 +235,13 @@ def test_the_kind_is_told_by_type_and_shape_unless_it_is_said(
 @pytest.mark.parametrize("name", MetricName)
 def test_every_metric_can_be_asked_for(name: MetricName) -> None:
     targets = NUMBERS if name in (MetricName.R2, MetricName.MAE, MetricName.RMSE) else LABELS
+    if name in (MetricName.ACCURACY, MetricName.BALANCED_ACCURACY, MetricName.F1):
+        classes = objective_of(CLASSES, metric=name.metric)
+        assert classes.metric == name.metric
+        assert classes.measure(F.one_hot(CLASSES).float(), CLASSES) == 1.0
+        assert objective_from_json(json.loads(json.dumps(classes.to_json())), classes.names) == classes
+        if name is not MetricName.F1:
+            return
     objective = objective_of(targets, metric=name.metric)
     assert objective.metric == name.metric
     best = objective.measure(Regression.of(NUMBERS).standardised(NUMBERS), NUMBERS) if targets is NUMBERS else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,7 @@ from hatrack.streams.own.numerals import DecimalMark, read_number
 
 HEADER = ["size", "colour", "answer"]
 COLOURS = ["red", "green", "blue"]
-ROWS = [[str(row * row % 7), COLOURS[row % 3], "yes" if row % 3 == 1 else "no"] for row in range(30)]
+ROWS = [[str(row * 10 % 31), COLOURS[row % 3], "yes" if row % 3 == 1 else "no"] for row in range(30)]
 
 
 def write(path: Path, header: list[str], rows: list[list[str]], delimiter: str = ",") -> Path:
@@ -47,23 +48,75 @@ def built(folder: Path, said: str = "", test: list[list[str]] | None = None) -> 
 
 def test_texts_become_a_feature_for_each_and_it_is_said(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", HEADER, ROWS)
-    stream = built(tmp_path, test=[["1", "red", "no"], ["2", "blue", "no"], ["3", "green", "yes"]])
+    stream = built(tmp_path, test=[["1", "red", "no"], ["2", "blue", "no"], ["3.5", "green", "yes"]])
     train, test = (split.load()[0].double() for split in (stream[0].train, stream[0].test))
     sizes = torch.tensor([float(row[0]) for row in ROWS]).double()
     plain = torch.stack([sizes, *(torch.tensor([row[1] == name for row in ROWS]) for name in sorted(COLOURS))], dim=1)
     mean, std = plain.double().mean(0), plain.double().std(0, correction=0)
     torch.testing.assert_close(train, (plain - mean) / std, atol=1e-6, rtol=1e-6)
-    one_hot = torch.tensor([[1, 0, 0, 1], [2, 1, 0, 0], [3, 0, 1, 0]]).double()
+    one_hot = torch.tensor([[1, 0, 0, 1], [2, 1, 0, 0], [3.5, 0, 1, 0]]).double()
     torch.testing.assert_close(test, (one_hot - mean) / std, atol=1e-6, rtol=1e-6)
     said = "task a: column 'colour' holds 3 categories ('blue', 'green', 'red'), a feature each"
     assert stream.notes == (said,)
     assert built(tmp_path, 'categories = ["colour"]').notes == (), "nothing new to whoever said it"
 
 
+@given(st.lists(st.integers(0, 9999), min_size=1, max_size=12), st.integers(1, 5))
+def test_a_number_that_was_written_with_zeros_in_front_is_said(numbers: list[int], width: int) -> None:
+    """Whoever writes 00331 means another thing than 331."""
+    reader = ColumnReader("zip", DecimalMark.POINT)
+    cells = [str(number).zfill(width) for number in numbers]
+    for cell in cells:
+        reader.add(cell, "line 2")
+    changed = [cell for cell, number in zip(cells, numbers, strict=True) if cell != str(number)]
+    assert reader.code == (changed[0] if changed else None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "code"),
+    [
+        (["12", "3e5"], "3e5"),
+        (["12E3", "3"], "12E3"),
+        (["3e-5", "3e+05", "1.5e3", "0.5", "0", "-1", "10"], None),
+        (["0.0", "00.5"], None),
+    ],
+)
+def test_exponents_of_whole_numbers_may_be_codes(cells: list[str], code: str | None) -> None:
+    reader = ColumnReader("id", DecimalMark.POINT)
+    for cell in cells:
+        reader.add(cell, "line 2")
+    assert reader.code == code
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([f"{row % 5:05d}" for row in range(30)], r'read as numbers, 00000 as 0; if .* say categories = \["size"\]'),
+        ([f"{row % 5}e3" for row in range(30)], "read as numbers, 0e3 as 0; if these are codes"),
+        ([f"202601{1 + row % 28:02d}" for row in range(30)], "numbers that look like days"),
+        ([f"{20260101 + row * 37}" for row in range(30)], None),
+        ([f"{row % 5}" for row in range(30)], None),
+    ],
+)
+def test_numbers_that_look_like_codes_or_days_are_said_with_the_setting_that_makes_them_names(
+    cells: list[str], said: str | None, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.csv", HEADER, [[cell, *row[1:]] for cell, row in zip(cells, ROWS, strict=True)])
+    notes = [note for note in built(tmp_path, 'drop = ["colour"]').notes if "'size'" in note]
+    assert bool(notes) == (said is not None)
+    if said is not None:
+        assert re.search(said, notes[0]), notes
+        assert notes[0].startswith("task a: column 'size' was read as numbers")
+        remedied = built(tmp_path, 'drop = ["colour"]\ncategories = ["size"]')
+        assert not any("read as numbers" in note for note in remedied.notes)
+        assert isinstance(remedied[0].train.transform, TableRows)
+        assert set(remedied[0].train.transform.columns[0].categories) <= set(cells), "each as it is written"
+
+
 def test_many_columns_of_categories_are_one_note(tmp_path: Path) -> None:
     header = [*(f"c{column}" for column in range(7)), "answer"]
     write(tmp_path / "a.csv", header, [[*(row[1] for _ in range(7)), row[2]] for row in ROWS])
-    (note,) = built(tmp_path).notes
+    note, _ = built(tmp_path).notes  # there are but three different rows, which is said, too
     assert note.startswith("task a: 7 columns hold categories, a feature each: 'c0' (3), 'c1' (3), ")
 
 

@@ -295,7 +295,8 @@ def test_identical_pictures_in_training_and_test_are_said(tmp_path: Path) -> Non
     grey = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8)
     archive(tmp_path / "grey.npz", x_train=grey, x_test=grey[21:])
     (note,) = own_stream([tmp_path / "grey.npz"]).build(StreamOptions(0)).notes
-    assert note.startswith("task grey: 9 of 9 test pictures are identical with training pictures (such as 0 and 21)")
+    assert note.startswith("task grey: 9 of 9 test pictures are identical with training pictures (such as x_test[0] ")
+    assert "and x_train[21])" in note
 
 
 def test_file_names_need_not_be_utf_8(tmp_path: Path) -> None:

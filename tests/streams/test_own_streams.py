@@ -13,10 +13,13 @@ import torch
 
 from hatrack.errors import DataError, InputError, UnfitDataError
 from hatrack.experiments import own_experiment
+from hatrack.experiments.results import TaskSummary
+from hatrack.objectives import Regression
 from hatrack.streams import OwnTask
 from hatrack.streams.own.files import digest_of
 from hatrack.streams.own.spelling import order_of
 from hatrack.streams.own.tables import TableFormat
+from hatrack.streams.transforms import Standardise
 from support.own_sources import PICTURES, RANDOM, ROWS, TABLE, archive, built, from_toml, notes_of, pictures
 
 
@@ -63,6 +66,36 @@ def test_unusable_archives_are_named(changes: dict[str, Any], fault: str, tmp_pa
         built(archive(tmp_path / "a.npz", **changes))
     assert str(tmp_path / "a.npz") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pictures_too", [False, True])
+def test_archives_without_test_samples_are_divided_as_tables_are(pictures_too: bool, tmp_path: Path) -> None:
+    x = RANDOM.integers(0, 256, (30, 6, 5), dtype=np.uint8) if pictures_too else RANDOM.normal(3, 2, (30, 4))
+    archive(tmp_path / "a.npz", x_train=x, x_test=None, y_test=None)
+    with pytest.raises(InputError, match=r"a\.npz has no test samples; give test_share .*, or save x_test and y_test"):
+        built(tmp_path / "a.npz")
+    text = '[[task]]\npath = "a.npz"\ntest_share = 0.3\n' + ("resize = [3, 3]\n" if pictures_too else "")
+    task = from_toml(tmp_path, text)
+    assert (len(task.train), len(task.test)) == (21, 9)
+    assert task.test_seen == {}
+    assert task.test.labels.bincount().tolist() == [3, 3, 3]
+    rows = [tuple(sample.flatten().tolist()) for split in (task.train, task.test) for sample in split.load()[0]]
+    assert len({*rows}) == 30, "each is in one of the two"
+    assert torch.equal(from_toml(tmp_path, text).test.load()[0], task.test.load()[0])
+    assert not torch.equal(from_toml(tmp_path, text, seed=1).test.load()[0], task.test.load()[0])
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (("x_val", "y_val"), "not read: x_val, y_val; validation samples are held out of x_train (`validation=0.15`)"),
+        (("names",), "not read: names"),
+        (tuple("abcdefg"), "not read: a, b, c, d, e, …"),
+    ],
+)
+def test_arrays_that_are_not_read_are_said(others: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    archive(tmp_path / "a.npz", **dict.fromkeys(others, np.zeros(3)))
+    assert notes_of(tmp_path / "a.npz") == (f"task a: {said}",)
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:
@@ -155,6 +188,25 @@ def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
     assert not torch.equal(task.train.rows, built(tmp_path / "a.npz", seed=1, limit=15, validation=0.2).train.rows)
 
 
+@pytest.mark.parametrize(("limit", "validation"), [(None, 0.0), (None, 0.4), (9, 0.0), (9, 0.3)])
+def test_scaling_is_that_of_the_whole_training_part_as_it_is_said(
+    limit: int | None, validation: float, tmp_path: Path
+) -> None:
+    x, price = RANDOM.normal(50, 9, (40, 3)), RANDOM.normal(1000, 100, 40)
+    path = archive(tmp_path / "a.npz", x_train=x, y_train=price, x_test=x[:9] + 1e3, y_test=price[:9] + 1e6)
+    task = built(path, limit=limit, validation=validation)
+    objective = task.objective
+    assert isinstance(objective, Regression)
+    assert task.scaled_over == 40
+    assert objective.mean == pytest.approx([price.mean()])
+    assert objective.deviation == pytest.approx([price.std()])
+    assert isinstance(task.train.transform, Standardise)
+    np.testing.assert_allclose(task.train.transform.mean[0], x.mean(0))
+    np.testing.assert_allclose(task.train.transform.std[0], x.std(0))
+    said = TaskSummary.of(task).say()
+    assert said.endswith(", over 40 samples") == (limit is not None or validation > 0), said
+
+
 # --- what a file may say
 
 
@@ -164,6 +216,10 @@ def test_limit_and_validation_of_own_tasks(tmp_path: Path) -> None:
         ("", "names no task"),
         ("[[task]]\n", "has no path"),
         ('[[task]]\npath = "absent"\n', "absent does not exist"),
+        (
+            '[[task]]\npath = "a.csv"\nlabel = "kind"\ntest = "gone.csv"\n',
+            r"gone\.csv, the table of test samples, does not exist",
+        ),
         ('[[task]]\npath = "tasks.toml"\n', r"is no folder of pictures, \.zip of them, \.npz or \.csv file"),
         ('[[task]]\npath = "a.csv"\n', "needs label"),
         ('[[task]]\npath = "a.csv"\nlabel = "kind"\n', "no test samples; give test_share"),

@@ -211,8 +211,16 @@ def test_one_hot_rows_are_labels_only_if_that_is_said(tmp_path: Path) -> None:
         ('label = ["red", "a"]\ntarget = "classes"', {"red": RED}, "target = classes takes one column, not red, a"),
         ('label = "red"\ntarget = "labels"', {"red": RED}, r"need the text between them \(`separator=...`\)"),
         ('label = "red"\ntarget = "label"', {"red": RED}, "target must be one of classes, numbers, labels"),
-        ('label = "red"\nmetric = "r3"', {"red": RED}, "metric must be one of r2, mae, rmse, map, f1, exact"),
-        ('label = "red"\nmetric = "r2"', {"red": RED}, "the metric of classes is accuracy; leave out metric"),
+        (
+            'label = "red"\nmetric = "r3"',
+            {"red": RED},
+            "metric must be one of accuracy, balanced_accuracy, r2, mae, rmse, map, f1, exact",
+        ),
+        (
+            'label = "red"\nmetric = "r2"',
+            {"red": RED},
+            "the metric of classes is one of: accuracy, balanced accuracy, F1; not R²",
+        ),
         ('label = "price"\nmetric = "f1"', {"price": PRICES}, "metric of a regression is one of: R²"),
         ('label = "price"\nclass_weights = "balanced"', {"price": PRICES}, "class_weights are for classes and labels"),
         ('label = "red"\nclass_weights = [1, 2, 3]', {"red": RED}, "one number per class, 2, not 3"),

@@ -39,6 +39,7 @@ from hatrack.cli.options import (
 )
 from hatrack.cli.reporting import analyse_command, figure_command, report_command, sizes_command
 from hatrack.errors import HatrackError, InputError, UnfitDataError, UnsupportedError
+from hatrack.support.names import file_name_of
 
 __all__ = ["DEMO_TITLES", "WRONG_INPUT", "app", "main"]
 
@@ -123,7 +124,7 @@ def run_command(
     Parameters
     ----------
     method
-        How to learn it; `hatrack list methods` explains them.
+        How to learn it; `hatrack list methods` explains them. `mymodule:MyMethod` takes a class of your own.
     seed
         Decides on initial weights, order of samples and tasks, validation split and permutations.
     infer
@@ -151,7 +152,7 @@ def run_command(
 
     overrides = learning.overrides(settings, infer=infer or None)
     subject = learning.experiment(experiment)
-    folder = out or Path("runs") / f"{subject.name}-{method}-seed{seed}"
+    folder = out or Path("runs") / f"{subject.name}-{file_name_of(method)}-seed{seed}"
     console, where = make_console(), take_device(learning.device)
     with joined(where) as ranks:
         quiet, log_here = learning.quiet or ranks.rank > 0, log if ranks.rank == 0 else ()

@@ -30,6 +30,7 @@ from hatrack.cli.options import (
     with_options,
 )
 from hatrack.errors import HatrackError, InputError
+from hatrack.support.names import file_name_of
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +202,7 @@ def tune_command(
     Parameters
     ----------
     method
-        The method; `hatrack list methods` explains them.
+        The method; `hatrack list methods` explains them. `mymodule:MyMethod` takes a class of your own.
     seed
         The one seed to search on.
     grid
@@ -222,7 +223,7 @@ def tune_command(
     subject = learning.experiment(experiment)
     search = GridSearch.make(subject.name, method, seed, overrides, values, subject.sources)
     warn(() if learning.quiet else search.cautions)
-    folder = require_folder(out or Path("runs") / f"tune-{subject.name}-{method}-seed{seed}")
+    folder = require_folder(out or Path("runs") / f"tune-{subject.name}-{file_name_of(method)}-seed{seed}")
     executor, device = engine.build(folder), engine.take_device(learning.device)
     jobs = search.jobs(folder, data=learning.data, device=device, threads=engine.threads)
 

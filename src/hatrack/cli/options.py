@@ -25,6 +25,7 @@ from rich.text import Text
 from hatrack.cli.names import EXPERIMENTS, METHODS
 from hatrack.errors import InputError
 from hatrack.storage.atomic import require_place, write_atomically
+from hatrack.support.names import unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +63,15 @@ def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
     return int(tokens[0].value)  # cyclopts itself would round 1.5
 
 
+def _require_method_name(kind: Any, name: str) -> None:
+    """Refuse a name that is none of a method's, before torch is imported; a class of one's own is looked at later."""
+    if ":" not in name and name not in METHODS:
+        said = str(unknown_name("method", name, METHODS))
+        raise ValueError(f"{said[0].upper()}{said[1:]}")
+
+
 WHOLE = Parameter(converter=_whole_number)
 NetworkName = Literal["mlp", "alexnet", "resnet18", "vit"]  # for completion; any other name may follow
-MethodName = Annotated[str, Parameter(choices=METHODS)]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative="", help="Print nothing but errors.")]
 Data = Annotated[Path | None, Parameter(help="Folder in which data sets are looked for first (or set HATRACK_DATA).")]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", consume_multiple=False)]
@@ -72,7 +79,10 @@ Output = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 Device = Literal["auto", "cpu", "cuda"]
 if TYPE_CHECKING:
     ExperimentName = str | None
+    MethodName = str
 else:
+    # The names are for completion; a class of one's own may stand there, too.
+    MethodName = Annotated[Literal[METHODS] | str, Parameter(validator=_require_method_name)]
     ExperimentName = Annotated[
         Literal[EXPERIMENTS] | str | None,
         Parameter(

@@ -253,12 +253,12 @@ def _cautions(study: Study, runs: Sequence[RunRequest]) -> tuple[str, ...]:
     """
     from hatrack.experiments.backbones import NETWORKS
     from hatrack.experiments.effects import said_of_all
-    from hatrack.methods import METHODS
+    from hatrack.methods import find_method
 
     said: dict[str, tuple[str, ...]] = {}
     for request in runs:
         cautions = request.cautions()
-        if METHODS[request.method].trains:
+        if find_method(request.method).trains:
             said.setdefault(request.method, cautions)
         network = request.described().config(request.method).overridden(request.overrides).network.network
         if study.picture in _OF_INPUTS and network in NETWORKS and network != "mlp":

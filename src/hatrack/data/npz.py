@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from hatrack.data.archives import Limits, read_archive
 from hatrack.data.arrays import ImageArrays
 from hatrack.errors import DataError, UnfitDataError
 
-__all__ = ["decode_npy", "decode_npz", "read_first", "read_npz"]
+__all__ = ["array_names", "decode_npy", "decode_npz", "read_first", "read_npz"]
 
 BYTES = 1 << 31
 """Largest size of an array, unpacked."""
@@ -65,6 +67,16 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
         if name not in files:
             raise UnfitDataError(f"{origin}: holds no {name}; it must hold {', '.join(within)}")
     return {name: decode_npy(files.pop(f"{name}.npy"), f"{origin}: {name}.npy") for name in names}
+
+
+def array_names(path: Path) -> frozenset[str]:
+    """Return the names of the arrays of an npz file; none where it cannot be read, which whoever reads it is told."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return frozenset()
+    return frozenset(name.removesuffix(".npy") for name in names if name.endswith(".npy"))
 
 
 def read_first(content: bytes, names: Sequence[str], limit: int, origin: str) -> np.ndarray:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +16,7 @@ from hatrack.errors import HatrackError, InputError
 from hatrack.experiments.settings import InitialWeights, NetworkSettings, Norm
 from hatrack.state.movement import StateOf
 from hatrack.streams import seeded_generator
+from hatrack.support.importing import failure_of, imported
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.names import unknown_name
 from hatrack.support.randomness import random_numbers_apart
@@ -156,21 +152,7 @@ def _explained(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # whatever a function of somebody else raises, or that it wants to leave
         if isinstance(error, RuntimeError) and "alloc" in str(error):
             raise
-        raise InputError(f"{what}: {_said(error)}") from error
-
-
-def _said(error: BaseException) -> str:
-    """Return an exception's type and message, and the line of somebody else's code that it comes from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
-    where = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}{f': {said}' if said else ''}{where}"
-
-
-def _is_theirs(filename: str) -> bool:
-    """Return whether a file is neither of torch nor of hatrack."""
-    ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
-    return not any(Path(filename).is_relative_to(place) for place in ours)
+        raise InputError(f"{what}: {failure_of(error)}") from error
 
 
 def narrow_builder(settings: NetworkSettings, input_shape: Sequence[int]) -> Callable[[float, int], nn.Module] | None:
@@ -201,10 +183,9 @@ def find_network(name: str) -> Build:
     """
     if name in NETWORKS:
         return NETWORKS[name].build
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise unknown_name("network", name, [*NETWORKS, "mymodule:build"])
-    function = _function(name, module_name, function_name)
+    function = imported("network", name, "mymodule:build")
 
     def build(input_shape: Sequence[int], settings: NetworkSettings, share: float) -> nn.Module:
         network = function(tuple(input_shape))
@@ -213,27 +194,3 @@ def find_network(name: str) -> Build:
         return network
 
     return build
-
-
-def _function(name: str, module_name: str, function_name: str) -> Callable[[tuple[int, ...]], Any]:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"network {name}: {module_name or 'the module'} cannot be imported ({error}); write "
-            "mymodule:build, where mymodule.py is in the working directory or installed"
-        ) from error
-    except (Exception, SystemExit) as error:  # what the module does when it is imported
-        raise InputError(f"network {name}: {module_name} cannot be imported: {_said(error)}") from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"function in {module_name}", function_name, functions)
-    return function  # type: ignore[no-any-return]

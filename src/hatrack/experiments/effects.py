@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from hatrack.experiments.experiment import Experiment
 from hatrack.experiments.settings import Config, NetworkSettings
-from hatrack.methods import METHODS
+from hatrack.methods import find_method
 from hatrack.methods.ewc import Consolidation
 from hatrack.methods.hat import InitialEmbedding, MaskSchedule
 from hatrack.methods.masked import Room
-from hatrack.support.names import look_up
 from hatrack.train import LearningRateDecay, OptimizerKind, TrainingSettings
 
 __all__ = ["RULES", "Rule", "cautions", "keys_in_file", "said_of_all", "without_effect"]
@@ -125,7 +124,7 @@ def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "
     said = [
         f"{_listed(found)} {'has' if len(found) == 1 else 'have'} no effect {when}" for when, found in by_reason.items()
     ]
-    training, trains = config.training, look_up("method", method, METHODS).trains
+    training, trains = config.training, find_method(method).trains
     if trains and training.optimizer is not OptimizerKind.SGD and training.lr > MOST_FOR_ADAM:
         said.append(f"lr={training.lr:g} is a rate for SGD; Adam usually takes 0.001: `{owner}lr=0.001`")
     return tuple(said)
@@ -142,7 +141,7 @@ def keys_in_file(experiment: Experiment, method: str) -> tuple[str, ...]:
     """
     if experiment.own is None:
         return ()
-    common = experiment.settings if look_up("method", method, METHODS).trains else ()
+    common = experiment.settings if find_method(method).trains else ()
     return (*common, *experiment.methods.get(method, {}))
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from hatrack.data import DownloadMonitor
 from hatrack.errors import InputError
 from hatrack.experiments.settings import OTHERWISE, Config, NetworkSettings, StreamSettings, parse_value
-from hatrack.methods import METHODS, Earlier, Method
+from hatrack.methods import Earlier, Method, find_method
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, find_origins, own_stream
 from hatrack.support.names import look_up, unknown_name
 from hatrack.support.toml import read_packaged_toml
@@ -67,7 +67,7 @@ class Experiment:
         Raises:
             InputError: there is no such method.
         """
-        kind = look_up("method", method, METHODS)
+        kind = find_method(method)
         config = Config(self.data, self.network, self.training, kind.settings_type())
         return config.overridden({**kind.training, **self.settings, **self.methods.get(method, {})})
 
@@ -77,7 +77,7 @@ class Experiment:
         Raises:
             InputError: there is no such method.
         """
-        kind = look_up("method", method, METHODS)
+        kind = find_method(method)
         config = Config(self.data, self.network, self.training, kind.settings_type())
         of_all = {**self.settings, **self.methods.get(method, {})}
         return tuple(
@@ -192,7 +192,7 @@ def completed(method: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: there is no such method.
     """
-    kind = look_up("method", method, METHODS)
+    kind = find_method(method)
     config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
     for earlier in _earlier_versions(kind):
         config = config.overridden(earlier.settings)
@@ -236,7 +236,7 @@ def own_experiment(sources: Sequence[Path]) -> Experiment:
     method = own.settings.get("method", {})
     for name in method:
         if isinstance(method[name], Mapping):
-            look_up("method", name, METHODS)
+            find_method(name)
     return Experiment(
         name=f"own-{own.name}" if own.name in EXPERIMENTS else own.name,
         description=f"{len(own.tasks)} tasks of one's own",

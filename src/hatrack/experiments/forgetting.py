@@ -34,7 +34,7 @@ from hatrack.experiments.recognition import measure_recognition
 from hatrack.experiments.recorded import command_of, request_of, require_same_data, tasks_of
 from hatrack.experiments.results import RunResult, read_result, rounded_shares, write_result
 from hatrack.experiments.settings import Config, NetworkSettings, StreamSettings
-from hatrack.methods import METHODS, Method, Setup
+from hatrack.methods import Method, Setup, find_method
 from hatrack.methods.masked import MaskedMethod
 from hatrack.models.base import MaskedNetwork
 from hatrack.models.forgetting import Forgotten
@@ -112,7 +112,7 @@ def forget_in_run(folder: Path | str, task: str, data: Path | None = None) -> Ru
 
 def _require_forgettable(folder: Path, recorded: RunResult, task: str) -> None:
     """Check that a run knows what belongs to a task, and that no other one is half forgotten."""
-    if not issubclass(METHODS[recorded.method], MaskedMethod):
+    if not issubclass(find_method(recorded.method), MaskedMethod):
         raise InputError(
             f"{folder} was made by {recorded.method}, which does not know what belongs to one task alone; "
             "tasks of hat, pmask and their kin can be forgotten"
@@ -203,7 +203,7 @@ def _require_learned(folder: Path, recorded: RunResult, present: tuple[str, ...]
 
 def _load(path: Path, recorded: RunResult) -> MaskedMethod:
     """The method of a run with a network of it, made from what the files say alone."""
-    kind = METHODS[recorded.method]
+    kind = find_method(recorded.method)
     config = Config(StreamSettings(), NetworkSettings(), TrainingSettings(), kind.settings_type())
     config = config.overridden(completed(recorded.method, recorded.config))
     description = read_checkpoint(path, FORMAT, WEIGHTS_FORMAT).description

@@ -32,7 +32,7 @@ from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.running import TaskBegun, TaskLearned, run
 from hatrack.experiments.settings import StreamSettings, changed
-from hatrack.methods import METHODS, Method, require_learnable
+from hatrack.methods import Method, find_method, require_learnable
 from hatrack.objectives import Classification
 from hatrack.streams import Task
 from hatrack.support.environment import deterministic_cuda
@@ -175,7 +175,7 @@ def require_learnable_by(jobs: Sequence[Job]) -> None:
     known: dict[StreamSettings, tuple[Task, ...]] = {}
     refused: dict[str, InputError] = {}
     for job in jobs:
-        request, kind = job.request, METHODS[job.request.method]
+        request, kind = job.request, find_method(job.request.method)
         picky = kind.objectives != Method.objectives or kind.learns.__func__ is not Method.learns.__func__  # type: ignore[attr-defined]
         if not picky or request.method in refused or job.recorded() is not None:
             continue

@@ -18,9 +18,9 @@ from hatrack.experiments.recognition import require_recognition
 from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
-from hatrack.methods import METHODS
+from hatrack.methods import METHODS, find_method
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
-from hatrack.support.names import look_up
+from hatrack.support.names import file_name_of, look_up
 from hatrack.support.notebook import html_table
 
 __all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
@@ -75,7 +75,7 @@ class ComparisonPlan:
                 gives a method other samples than the others.
         """
         for name in methods:
-            look_up("method", name, METHODS)
+            find_method(name)
         for what, given in (("method", methods), ("seed", seeds)):
             if len(set(given)) != len(given):
                 raise InputError(f"a {what} is given twice in {','.join(map(str, given))}")
@@ -132,7 +132,7 @@ class ComparisonPlan:
         said = {}
         for method in self.methods:
             keys = (*self.own.get(method, {}), *keys_in_file(self.described, method))
-            if METHODS[method].trains:
+            if find_method(method).trains:
                 owner = f"{method}." if {"optimizer", "lr"} & {*self.own.get(method, {})} else ""
                 said[method] = cautions(method, self.config(method), (*self.common, *keys), owner=owner)
             elif keys:
@@ -220,7 +220,7 @@ def _require_recognition(
 
 def run_folder(folder: Path, method: str, seed: int) -> Path:
     """Return the folder in which a comparison keeps a run."""
-    return folder / method / f"seed{seed}"
+    return folder / file_name_of(method) / f"seed{seed}"
 
 
 def read_plan(folder: Path) -> tuple[ComparisonPlan, dict[str, Any]]:
@@ -241,7 +241,8 @@ def read_plan(folder: Path) -> tuple[ComparisonPlan, dict[str, Any]]:
             located(folder, data["sources"], data.get("relative_sources", ())),
         )
         for method in plan.methods:
-            look_up("method", method, METHODS)
+            if ":" not in method:  # a class of one's own need not be there to read what it has done
+                look_up("method", method, METHODS)
         return plan, dict(data["environment"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged, or not a comparison ({type(error).__name__}: {error})") from error
@@ -281,7 +282,8 @@ def _split_settings(
     common: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
-        method, dot, name = key.partition(".")
+        owner = next((method for method in configs if key.startswith(f"{method}.")), None)  # which may have dots
+        method, dot, name = key.partition(".") if owner is None else (owner, ".", key.removeprefix(f"{owner}."))
         if not dot:
             common[key] = value
             owners = [method for method, config in configs.items() if key in config.flat()]

@@ -36,7 +36,7 @@ from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
 from hatrack.experiments.settings import changed
 from hatrack.experiments.sources import relative_to
-from hatrack.methods import METHODS, Method, Setup, require_learnable
+from hatrack.methods import Method, Setup, find_method, require_learnable
 from hatrack.objectives import TargetKind
 from hatrack.storage.checkpoint import is_damaged
 from hatrack.streams import TaskStream
@@ -141,7 +141,7 @@ class Run:
         if self.experiment.own is not None and self._earlier is not None and self._earlier.knows_classes_alone:
             data = replace(data, target=TargetKind.CLASSES)  # as it was when the run began
         self.stream = self.experiment.stream_of(data, seed=request.seed, data_dir=request.data, monitor=monitor)
-        require_learnable(METHODS[request.method], self.stream)
+        require_learnable(find_method(request.method), self.stream)
         if data.infer:
             require_recognisable(self.stream)
         self._begin_or_take_up()
@@ -176,7 +176,7 @@ class Run:
             narrow_builder(network, shape),
             tuple(task.num_classes for task in self.stream) if classes is None else classes,
         )
-        return METHODS[self.request.method](setup, self.config.method)
+        return find_method(self.request.method)(setup, self.config.method)
 
     @property
     def _earlier(self) -> RunResult | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hatrack.errors import InputError
-from hatrack.methods import METHODS, Method
+from hatrack.methods import METHODS, Method, find_method
 from hatrack.methods.masked import MaskedMethod
 from hatrack.objectives import Classification
 from hatrack.recognition import Confusion, measure_confusion
@@ -154,7 +154,7 @@ def require_recognition(method: str) -> None:
     Raises:
         InputError: it has no masks; the methods that have are named.
     """
-    if not issubclass(METHODS[method], MaskedMethod):
+    if not issubclass(find_method(method), MaskedMethod):
         able = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, MaskedMethod))
         raise InputError(
             f"{method} has no masks, and its network recognises no tasks: leave `infer` out, or take one of {able}"

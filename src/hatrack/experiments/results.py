@@ -87,6 +87,10 @@ class TaskSummary:
         shape: shape of one sample; None for nested tensors, too.
         range: smallest and largest value of the training samples before they are scaled; None likewise.
         scaling: way in which the samples are scaled.
+        test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
+            task; None where that was not counted, as for data sets that hatrack knows.
+        scaled_over: number of samples of which mean and deviation were computed: the whole training part of the files,
+            whatever ``limit`` and ``validation`` leave of it; None where they were not computed.
     """
 
     name: str
@@ -101,6 +105,8 @@ class TaskSummary:
     shape: tuple[int, ...] | None = None
     range: tuple[float, float] | None = None
     scaling: Scaling | None = None
+    test_seen: Mapping[str, int] | None = None
+    scaled_over: int | None = None
 
     @classmethod
     def of(cls, task: Task) -> TaskSummary:
@@ -118,7 +124,14 @@ class TaskSummary:
             shape=None if values is None else task.input_shape,
             range=values,
             scaling=task.train.scaling,
+            test_seen=task.test_seen,
+            scaled_over=task.scaled_over,
         )
+
+    def without(self, other: str) -> TaskSummary:
+        """The task without a mention of another one."""
+        seen = self.test_seen
+        return self if seen is None else replace(self, test_seen={k: n for k, n in seen.items() if k != other})
 
     def say(self) -> str:
         """Say in one line what the task was read from, and as what; empty where nothing of it was recorded."""
@@ -131,7 +144,8 @@ class TaskSummary:
         if self.shape is not None and self.range is not None:
             told.append(f"samples {self.shape}, values {self.range[0]:g} to {self.range[1]:g}")
         if self.scaling is not None:
-            told.append(f"scaling: {self.scaling.value}")
+            over = "" if self.scaled_over in (None, self.train) else f", over {self.scaled_over:,} samples"
+            told.append(f"scaling: {self.scaling.value}{over}")
         return f"task {self.name}: {'; '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -335,7 +349,7 @@ class RunResult:
             experiment=self.experiment if sources == self.sources else UNNAMED,
             command=shlex.join(command),
             config=config,
-            tasks=_left_out(self.tasks, index),
+            tasks=tuple(task.without(name) for task in _left_out(self.tasks, index)),
             epochs=_left_out(self.epochs, index),
             seconds=_left_out(self.seconds, index),
             scores=tuple(_left_out(row, index) for row in _left_out(self.scores, index)),
@@ -568,6 +582,16 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no number of samples")
+    return value
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return {str(name): _size(count) for name, count in values.items()}
+
+
 def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(map(int, values))
 
@@ -578,6 +602,8 @@ _LATER: Mapping[str, Callable[[Any], Any]] = {
     "shape": _sizes,
     "range": _pair,
     "scaling": Scaling,
+    "test_seen": _counts,
+    "scaled_over": _size,
 }
 """Functions that read what was not always recorded of a task, by their names in a file and in :class:`TaskSummary`."""
 

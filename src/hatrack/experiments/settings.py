@@ -140,7 +140,8 @@ class StreamSettings:
         separator: for tables of one's own: text between the labels of a cell.
         test_share: for tables and folders of pictures of one's own: share of the samples to test on; none where the
             files say it.
-        metric: for tables and npz of one's own: r2, mae or rmse of numbers; map, f1 or exact of labels.
+        metric: for data of one's own: accuracy, balanced_accuracy or f1 of classes; r2, mae or rmse of numbers; map, f1
+            or exact of labels.
         class_weights: weights of the classes or labels in the loss: balanced, or numbers joined by commas.
         tested_on: test, or validation, to choose settings by the validation samples without a look at the test samples.
         infer: whether the tasks of the test samples are recognised, too, after every task; for methods with masks.

@@ -21,12 +21,11 @@ from hatrack.experiments.jobs import Job, JobEvent, beside_each_other, require_l
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.settings import SAMPLES, Config, changed
 from hatrack.experiments.sources import located, relative_to
-from hatrack.methods import METHODS
+from hatrack.methods import find_method
 from hatrack.objectives import ACCURACY, Metric
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.streams import EvaluationPart
-from hatrack.support.names import look_up
 
 __all__ = ["Candidate", "GridSearch", "best", "outcomes", "tied", "tune"]
 
@@ -83,7 +82,7 @@ class GridSearch:
         """
         if seed < 0:
             raise InputError(f"the seed must be 0 or more, not {seed}")
-        grid = grid or look_up("method", method, METHODS).grid
+        grid = grid or find_method(method).grid
         if not grid:
             raise InputError(f"{method} has no recorded grid; give one (`grid`), such as lr=0.01,0.05,0.1")
         config = describe(experiment, sources).config(method).overridden(settings or {})

@@ -204,8 +204,8 @@ class Learner:
             classes: names of the classes, labels or columns; if left out, the texts that are targets, or numbers.
             target: what the targets are, or its name (``"classes"``, ``"numbers"``, ``"labels"``); None tells it by
                 their type and shape. Classes ``(N, 1)`` or one-hot ``(N, C)`` are read where it is ``"classes"``.
-            metric: metric of the task, or its name, such as ``"mae"``; None takes accuracy, R² or mean average
-                precision.
+            metric: metric of the task, or its name, such as ``"balanced_accuracy"`` or ``"mae"``; None takes accuracy,
+                R² or mean average precision.
             class_weights: weights of the classes or labels in the loss: ``"balanced"``, or one number each; None for
                 equal ones.
             watch: called after every step and every epoch.
@@ -393,7 +393,7 @@ class Learner:
         return LabelPrediction(task, tuple(objective.labels(outputs)), outputs.sigmoid(), objective.names)
 
     def evaluate(self, task: str, data: Data, *, name_task: bool = True) -> float:
-        """Measure the metric on samples of a task: the accuracy, in [0, 1], or that of the task's objective.
+        """Measure the metric of a task's objective on samples of it, such as the accuracy, in [0, 1].
 
         Args:
             task: name of the task.
@@ -421,10 +421,10 @@ class Learner:
         with naming_unknown_ids(self.network.backbone, x, what):
             found = self._predicted(x, task if name_task else None, None, 500)
         assert isinstance(found, Prediction)
-        expected = [self.classes[task][label] for label in targets.tolist()]
-        pairs = zip(found.tasks, found.classes, expected, strict=True)
-        right = sum(1 for named, given, wanted in pairs if named == task and given == wanted)
-        return right / len(expected)
+        number_of = {name: number for number, name in enumerate(objective.names)}
+        pairs = zip(found.tasks, found.classes, strict=True)
+        predicted = [number_of[name] if named == task else -1 for named, name in pairs]
+        return objective.rate(torch.tensor(predicted), targets)
 
     def forget(self, task: str) -> Forgotten:
         """Remove a task exactly; see :meth:`hatrack.HATNetwork.forget`. The seed decides what is drawn anew."""

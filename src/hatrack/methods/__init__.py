@@ -44,6 +44,8 @@ from hatrack.methods.si import SI
 from hatrack.methods.supsup import SupSup
 from hatrack.methods.wsn import WSN
 from hatrack.streams import Task
+from hatrack.support.importing import imported
+from hatrack.support.names import look_up
 
 __all__ = [
     "METHODS",
@@ -57,6 +59,7 @@ __all__ = [
     "ParameterGroup",
     "Schedule",
     "Setup",
+    "find_method",
     "joined",
     "require_learnable",
 ]
@@ -74,6 +77,27 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
     }
 )
 """Every method by its name."""
+
+_SAID = ("name", "description", "source")
+"""Attributes that every method has."""
+
+
+def find_method(name: str) -> type[Method]:
+    """Return a method: one of :data:`METHODS`, or ``module:Class``.
+
+    The class of a module of the user's own, looked for in the working directory too, is a subclass of :class:`Method`.
+
+    Raises:
+        InputError: there is no such method, module or class, or the class is no method that can be made.
+    """
+    if not isinstance(name, str) or ":" not in name:
+        return look_up("method", name, METHODS)
+    kind = imported("method", name, "mymodule:MyMethod", "class")
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise InputError(f"method {name}: it is no subclass of hatrack.methods.Method")
+    if missing := [*sorted(kind.__abstractmethods__), *(key for key in _SAID if not hasattr(kind, key))]:
+        raise InputError(f"method {name}: its class does not define {', '.join(missing)}")
+    return kind
 
 
 def require_learnable(method: type[Method], tasks: Iterable[Task]) -> None:

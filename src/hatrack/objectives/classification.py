@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -11,33 +12,49 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
-from hatrack.objectives.base import Objective
-from hatrack.objectives.metrics import ACCURACY, Metric
+from hatrack.objectives import metrics
+from hatrack.objectives.base import Objective, listed
+from hatrack.objectives.metrics import Metric
 from hatrack.objectives.weights import check_weights
 
 __all__ = ["Classification"]
+
+MEASURES: Mapping[Metric, Callable[[Tensor, Tensor], float]] = MappingProxyType(
+    {
+        metrics.ACCURACY: metrics.accuracy,
+        metrics.BALANCED_ACCURACY: metrics.balanced_accuracy,
+        metrics.F1: metrics.f1_of_classes,
+    }
+)
+"""Functions of predicted classes and targets that compute the metrics of classes."""
 
 
 @dataclass(frozen=True)
 class Classification(Objective):
     """One class for every sample: the cross-entropy of logits, and the accuracy. Targets are int64 ``(N,)``.
 
+    The balanced accuracy and F1 are means over classes, to which rare classes count as much as frequent ones.
+
     Attributes:
         names: names of the classes; target ``i`` means ``names[i]``.
         weights: weight of every class in the loss, as ``weight`` of torch's cross-entropy; None for equal ones.
+        metric: accuracy, balanced accuracy or F1.
 
     Raises:
-        InputError: the weights do not fit.
+        InputError: the metric is another one, or the weights do not fit.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...] | None = None
-    metric: ClassVar[Metric] = ACCURACY  # type: ignore[misc]
+    metric: Metric = metrics.ACCURACY
     kind: ClassVar[str] = "classification"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         check_weights(self.weights, self.names, "class")
+        if self.metric not in MEASURES:
+            known = ", ".join(metric.name for metric in MEASURES)
+            raise InputError(f"the metric of classes is one of: {known}; not {self.metric.name}")
 
     def check(self, targets: Tensor, part: str) -> None:
         """Check that targets are classes that have a name."""
@@ -50,8 +67,24 @@ class Classification(Objective):
         return F.cross_entropy(outputs, targets, weight)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return the accuracy."""
-        return int((outputs.argmax(dim=1) == targets).sum()) / len(targets)
+        """Return the metric."""
+        return self.rate(outputs.argmax(dim=1), targets)
+
+    def rate(self, predicted: Tensor, targets: Tensor) -> float:
+        """Return the metric of classes that were predicted, both int64 ``(N,)``; negative ones are none of these."""
+        return MEASURES[self.metric](predicted, targets)
+
+    def untold(self, targets: Tensor) -> str:
+        """Say which classes no target is of."""
+        counts = torch.bincount(targets, minlength=self.outputs).tolist()
+        missing = [name for name, count in zip(self.names, counts, strict=True) if not count]
+        if not missing:
+            return ""
+        said = {
+            metrics.F1: "which is left out of F1 where none is taken for it, and counts 0 else",
+            metrics.BALANCED_ACCURACY: "so that the balanced accuracy is the mean over the others",
+        }.get(self.metric, f"so that the {self.metric.name} tells nothing of it")
+        return f"none is of class {listed(missing)}, {said}"
 
     def drawn(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw a class for every sample."""
@@ -91,6 +124,7 @@ class Classification(Objective):
         return [self.names[index] for index in outputs.argmax(dim=1).tolist()]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the weights, if there are any; the names of classes stand elsewhere."""
+        """Return the weights, if there are any, and a metric that is not accuracy; the names stand elsewhere."""
         weights = {} if self.weights is None else {"weights": list(self.weights)}
-        return {"kind": self.kind, "outputs": self.outputs, **weights}
+        metric = {} if self.metric == metrics.ACCURACY else {"metric": self.metric.to_json()}
+        return {"kind": self.kind, "outputs": self.outputs, **weights, **metric}

@@ -13,6 +13,8 @@ from hatrack.errors import InputError
 from hatrack.objectives.base import Objective
 from hatrack.objectives.classification import Classification
 from hatrack.objectives.metrics import (
+    ACCURACY,
+    BALANCED_ACCURACY,
     EXACT_MATCH,
     F1,
     MEAN_ABSOLUTE_ERROR,
@@ -43,6 +45,8 @@ class TargetKind(enum.Enum):
 class MetricName(enum.Enum):
     """Short names of the metrics to choose from."""
 
+    ACCURACY = "accuracy"
+    BALANCED_ACCURACY = "balanced_accuracy"
     R2 = "r2"
     MAE = "mae"
     RMSE = "rmse"
@@ -57,6 +61,8 @@ class MetricName(enum.Enum):
 
 
 _METRICS = {
+    "accuracy": ACCURACY,
+    "balanced_accuracy": BALANCED_ACCURACY,
     "r2": R_SQUARED,
     "mae": MEAN_ABSOLUTE_ERROR,
     "rmse": ROOT_MEAN_SQUARED_ERROR,
@@ -79,7 +85,8 @@ def objective_from_json(content: Any, names: Sequence[str] | None = None) -> Obj
     kind = content["kind"]
     weights = None if content.get("weights") is None else tuple(map(float, content["weights"]))
     if kind == Classification.kind:
-        return Classification(tuple(names or map(str, range(int(content["outputs"])))), weights)
+        chosen = Metric.from_json(content["metric"]) if "metric" in content else ACCURACY
+        return Classification(tuple(names or map(str, range(int(content["outputs"])))), weights, chosen)
     given, metric = tuple(map(str, content["names"])), Metric.from_json(content["metric"])
     if kind == Regression.kind:
         mean, deviation = (tuple(map(float, content[key])) for key in ("mean", "deviation"))
@@ -197,8 +204,6 @@ def objective_of(targets: Tensor, names: Sequence[str] | None = None, metric: Me
             another kind of task.
     """
     if targets.dtype == torch.int64:
-        if metric is not None:
-            raise InputError(f"the metric of classes is accuracy, not {metric.name}")
         if names is None:
             found = sorted(set(targets.tolist()))
             if found != list(range(len(found))):
@@ -207,7 +212,7 @@ def objective_of(targets: Tensor, names: Sequence[str] | None = None, metric: Me
                     "target='numbers' for numbers to predict"
                 )
             names = [str(label) for label in found]
-        return Classification(tuple(names))
+        return Classification(tuple(names)) if metric is None else Classification(tuple(names), metric=metric)
     if names is not None and len(names) != targets.shape[1]:
         raise InputError(f"{len(names)} names do not fit targets of {targets.shape[1]} columns")
     if targets.dtype == torch.bool:

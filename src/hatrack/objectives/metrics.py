@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "ACCURACY",
+    "BALANCED_ACCURACY",
     "EXACT_MATCH",
     "F1",
     "MEAN_ABSOLUTE_ERROR",
@@ -19,11 +20,14 @@ __all__ = [
     "ROOT_MEAN_SQUARED_ERROR",
     "R_SQUARED",
     "Metric",
+    "accuracy",
     "average_precision",
+    "balanced_accuracy",
     "common_metric",
     "evenly",
     "exact_match",
     "f1",
+    "f1_of_classes",
     "mean_absolute_error",
     "mean_average_precision",
     "r_squared",
@@ -108,18 +112,21 @@ class Metric:
 
 ACCURACY = Metric("accuracy", larger_is_better=True, is_share=True)
 """Metric of classes: the share of right answers."""
+BALANCED_ACCURACY = Metric("balanced accuracy", larger_is_better=True, is_share=True)
+"""Metric of classes: the mean over classes of the share of right answers, so that rare classes count as much."""
 
 R_SQUARED = Metric("R²", larger_is_better=True)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", larger_is_better=False)
 ROOT_MEAN_SQUARED_ERROR = Metric("root mean squared error", larger_is_better=False)
 MEAN_AVERAGE_PRECISION = Metric("mAP", larger_is_better=True, is_share=True)
 F1 = Metric("F1", larger_is_better=True, is_share=True)
+"""Metric of labels and of classes: the mean over them of each one's F1 ("macro")."""
 EXACT_MATCH = Metric("exact match", larger_is_better=True, is_share=True)
 
 METRICS = {
     metric.name: metric
     for metric in (
-        *(ACCURACY, R_SQUARED, MEAN_ABSOLUTE_ERROR, ROOT_MEAN_SQUARED_ERROR),
+        *(ACCURACY, BALANCED_ACCURACY, R_SQUARED, MEAN_ABSOLUTE_ERROR, ROOT_MEAN_SQUARED_ERROR),
         *(MEAN_AVERAGE_PRECISION, F1, EXACT_MATCH),
     )
 }
@@ -130,6 +137,41 @@ def common_metric(metrics: tuple[Metric, ...]) -> Metric | None:
     """Return the metric that all have in common; None if there are several, or none."""
     different = set(metrics)
     return different.pop() if len(different) == 1 else None
+
+
+def accuracy(predicted: Tensor, targets: Tensor) -> float:
+    """Compute the share of samples whose class is right, both int64 ``(N,)``."""
+    return int((predicted == targets).sum()) / len(targets)
+
+
+def balanced_accuracy(predicted: Tensor, targets: Tensor) -> float:
+    """Compute the mean of the recall ``TP / (TP + FN)`` over classes; those that no sample is of are left out.
+
+    Args:
+        predicted: classes int64 ``(N,)``, negative where a sample was taken for none of them.
+        targets: classes int64 ``(N,)``, at least one.
+    """
+    counts = torch.bincount(targets)
+    right = torch.bincount(targets[predicted == targets], minlength=len(counts))
+    known = counts > 0
+    return float((right[known].double() / counts[known]).mean())
+
+
+def f1_of_classes(predicted: Tensor, targets: Tensor) -> float:
+    """Compute the mean over classes of :func:`f1`, each taken for a label that samples have or not ("macro").
+
+    Classes that no sample is of and none was taken for are left out.
+
+    Args:
+        predicted: classes int64 ``(N,)``, negative where a sample was taken for none of them.
+        targets: classes int64 ``(N,)``, at least one.
+    """
+    size = int(max(predicted.max(), targets.max())) + 1
+    found = torch.bincount(predicted[predicted >= 0], minlength=size)
+    right = torch.bincount(targets[predicted == targets], minlength=size)
+    total = found + torch.bincount(targets, minlength=size)
+    known = total > 0
+    return float((2 * right[known].double() / total[known]).mean())
 
 
 def r_squared(values: Tensor, targets: Tensor) -> float:

@@ -12,13 +12,19 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.objectives import metrics
-from hatrack.objectives.base import Objective
+from hatrack.objectives.base import Objective, listed
 from hatrack.objectives.metrics import Metric
 from hatrack.objectives.weights import check_weights
 
 __all__ = ["MultiLabel"]
 
-METRICS_OF_LABELS = (metrics.MEAN_AVERAGE_PRECISION, metrics.F1, metrics.EXACT_MATCH)
+_OF_NONE = {
+    metrics.MEAN_AVERAGE_PRECISION: "which is left out of the mean average precision",
+    metrics.F1: "which is left out of F1 where none is given it, and counts 0 where one is",
+    metrics.EXACT_MATCH: "of which the exact match tells only whether none is given it",
+}
+"""Meaning of every metric for a label that no sample has."""
+METRICS_OF_LABELS = tuple(_OF_NONE)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,16 @@ class MultiLabel(Objective):
             return metrics.mean_average_precision(outputs, targets)
         measure = metrics.f1 if self.metric == metrics.F1 else metrics.exact_match
         return measure(self.given(outputs), targets)
+
+    def untold(self, targets: Tensor) -> str:
+        """Say which labels no target has, or all have."""
+        counts = targets.sum(0).tolist()
+        missing = [name for name, count in zip(self.names, counts, strict=True) if not count]
+        constant = [name for name, count in zip(self.names, counts, strict=True) if count == len(targets)]
+        said = [f"none has label {listed(missing)}, {_OF_NONE[self.metric]}"] if missing else []
+        if constant and self.metric == metrics.MEAN_AVERAGE_PRECISION:
+            said.append(f"all have label {listed(constant)}, whose average precision is 1 whatever is predicted")
+        return "; ".join(said)
 
     def drawn(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw every label with its probability."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.objectives import metrics
-from hatrack.objectives.base import Objective
+from hatrack.objectives.base import Objective, listed
 from hatrack.objectives.metrics import Metric
 
 __all__ = ["Regression"]
@@ -99,6 +99,16 @@ class Regression(Objective):
     def measure(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric, in the columns' own units."""
         return MEASURES[self.metric](self.values(outputs), targets)
+
+    def untold(self, targets: Tensor) -> str:
+        """Say which columns do not vary, of which R² tells nothing."""
+        same = (targets == targets[:1]).all(0).tolist()
+        constant = [name for name, is_same in zip(self.names, same, strict=True) if is_same]
+        if not constant or self.metric != metrics.R_SQUARED:
+            return ""
+        column = "the number to predict" if self.outputs == 1 else f"column {listed(constant)}"
+        remedy = "measure mae or rmse (`metric=mae`)"
+        return f"{column} does not vary, so that its R² is 1 where all is exact and 0 else; {remedy}"
 
     def drawn(self, outputs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw from normal distributions around the outputs, of variance K/2: their −log density is the loss."""

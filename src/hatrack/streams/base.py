@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -147,6 +147,10 @@ class Task:
         valid: samples that decide when to stop; may be the training split itself.
         test: samples that the metric is measured on.
         files: the files that it was read from; None where it was not, or where the data set has no files of its own.
+        test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
+            task, which may be this one; None where nobody compared them.
+        scaled_over: number of samples of which its scaling, and that of its numbers to predict, was computed; None
+            where it was not, as with published constants.
 
     Raises:
         InputError: the name is unusable, two outputs have one name, targets do not fit the objective, or the splits
@@ -159,6 +163,8 @@ class Task:
     valid: Split
     test: Split
     files: FilesRead | None = None
+    test_seen: Mapping[str, int] | None = None
+    scaled_over: int | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["entries_below", "in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
+__all__ = ["entries_below", "file_name_of", "in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
@@ -23,6 +23,11 @@ MOST_SHOWN = 60
 def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the entries whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+
+
+def file_name_of(name: str) -> str:
+    """Return what stands for a name in that of a file: systems differ in whether one may have a colon."""
+    return name.replace(":", "-")
 
 
 def in_one_line(error: BaseException | None) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "ColumnKind",
     "ColumnReader",
     "TableRows",
+    "as_categories",
     "dropping",
     "quoted",
     "recoded",
@@ -39,6 +40,8 @@ EXACT = 1 << 53
 """Largest number up to which float64 holds every whole number."""
 TRUTH = {"false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 """Words for truth values, in small letters."""
+_CODE = re.compile(r"0\d+|\d+[eE]\d+", re.ASCII)
+_DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
 
 
 class ColumnKind(Enum):
@@ -137,6 +140,9 @@ class ColumnReader:
 
     Attributes:
         counts: whether each cell so far is by one larger than the one before.
+        code: the first cell so far that was read as a number and is more likely a code: one with zeros in front
+            (``00331``), or with an exponent of whole numbers (``3e5``); None where there is none.
+        are_days: whether all cells so far are numbers that could be days, such as ``20260131``.
     """
 
     def __init__(
@@ -144,6 +150,8 @@ class ColumnReader:
     ) -> None:
         self.name = name
         self.counts = True
+        self.code: str | None = None
+        self.are_days = True
         self._mark = mark
         self._said = kind
         self._kind = kind
@@ -217,6 +225,9 @@ class ColumnReader:
         number = read_number(text, self._mark)
         if number is None:
             raise self._refusal(fault_of_number(text, self._mark), where)
+        if self.code is None and _CODE.fullmatch(text):
+            self.code = text
+        self.are_days = self.are_days and _DAY.fullmatch(text) is not None
         if self.counts:
             first = self._values[0] if self._values else number
             self.counts = text.isdigit() and number == first + len(self._values)
@@ -251,7 +262,7 @@ class ColumnReader:
         self._values.append(code)
 
     def _saying(self, condition: str) -> str:
-        return f"{condition}, say categories = [{quoted(self.name)}] ({_setting('categories', self.name)})"
+        return f"{condition}, say {as_categories(self.name)}"
 
     def _refusal(self, said: str, where: str, further: str = "") -> UnfitDataError:
         remedies = f"fix the cell, remove the line or drop the column ({dropping(self.name)})"
@@ -306,6 +317,11 @@ def quoted(name: str) -> str:
 def dropping(column: str) -> str:
     """Return the setting that leaves a column out, for a message."""
     return _setting("drop", column)
+
+
+def as_categories(column: str) -> str:
+    """Return what is said of a column whose numbers are names, for a message."""
+    return f"categories = [{quoted(column)}] ({_setting('categories', column)})"
 
 
 def _setting(key: str, column: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from hatrack.data.files import read_payload, unpacked_limit
-from hatrack.data.npz import decode_npy, read_first, read_npz
+from hatrack.data.npz import array_names, decode_npy, read_first, read_npz
 from hatrack.data.trees import tree_digest
 from hatrack.errors import InputError, UnfitDataError
 from hatrack.objectives import TargetKind
@@ -27,7 +28,10 @@ from hatrack.streams.seeding import seeded_generator
 
 __all__ = ["OwnTask", "digest_of", "read_array", "read_own_task"]
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+TRAINING, TEST = ("x_train", "y_train"), ("x_test", "y_test")
+"""Names of the arrays of an ``.npz`` file; those of the test samples may both be missing."""
+SHOWN = 5
+"""Number of arrays that a note names."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class OwnTask:
         table: meaning of the columns of a table; None for the other kinds.
         test: a second table with the test samples, or None.
         test_share: share of the samples to test on, drawn by the seed and stratified by class, for a table without
-            ``test`` and for pictures without ``train`` and ``test`` (or ``val``); None where the files say it.
+            ``test``, for pictures without ``train`` and ``test`` (or ``val``) and for an ``.npz`` file without
+            ``x_test`` and ``y_test``; None where the files say it.
         resize: height and width that pictures get, or None to leave them.
         channels: 1 or 3, what pictures are turned into, or None to leave them.
         choice: what is said about the targets.
@@ -88,6 +93,8 @@ class OwnTask:
                     f"task {self.name}: {self.path} has columns with types; leave out {' and '.join(of_text)}, for "
                     "tables of text"
                 )
+        if self.test is not None and not self.test.exists():
+            raise InputError(f"task {self.name}: {self.test}, the table of test samples, does not exist")
         if self.test is not None and not (self.is_table and self.test.is_file() and table_kind(self.test)):
             raise InputError(
                 f"task {self.name}: test must be a CSV file, or another table, beside one, not {self.test}"
@@ -106,7 +113,12 @@ class OwnTask:
     @functools.cached_property
     def has_test(self) -> bool:
         """Return whether its files say which samples are for testing."""
-        return self.test is not None if self.is_table else not self.holds_pictures or has_test_pictures(self.path)
+        if self.is_table:
+            return self.test is not None
+        if self.holds_pictures:
+            return has_test_pictures(self.path)
+        there = array_names(self.path)
+        return not there.issuperset(TRAINING) or not there.isdisjoint(TEST)  # what is missing is said on reading
 
     def said(self, choice: TargetChoice, test_share: float | None, cells: CellFormat | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
@@ -132,7 +144,10 @@ class OwnTask:
             table = table if choice.drop is None else replace(table, drop=choice.drop)
             table = table if cells is None else replace(table, cells=cells.over(table.cells))
         if not self.has_test and share is None:
-            raise InputError(f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`)")
+            others = "" if self.is_table or self.holds_pictures else ", or save x_test and y_test with them"
+            raise InputError(
+                f"task {self.name}: {self.path} has no test samples; give test_share (`test_share=0.2`){others}"
+            )
         return replace(self, table=table, test_share=share, choice=choice.over(self.choice))
 
     @property
@@ -191,7 +206,7 @@ def read_own_task(task: OwnTask, seed: int) -> ReadSamples:
     elif task.holds_pictures:
         found = read_pictures(task.path, task.resize, task.channels)
     else:
-        found = ReadSamples(*_read_npz(task), FilesRead(1))
+        found = _read_npz(task)
     if found.test is not None:
         return found
     assert task.test_share is not None
@@ -247,36 +262,53 @@ def digest_of(task: OwnTask) -> str:
     return tree_digest({"": task.path} if task.test is None else {"": task.path, "test": task.test})
 
 
-def _read_npz(task: OwnTask) -> tuple[OwnSamples, OwnSamples]:
+def _read_npz(task: OwnTask) -> ReadSamples:
+    names = (*TRAINING, *TEST) if task.has_test else TRAINING
     payload = read_payload(task.path)
-    arrays = read_npz(payload, ARRAYS, limit=unpacked_limit(len(payload)), origin=str(task.path))
+    arrays = read_npz(payload, names, limit=unpacked_limit(len(payload)), origin=str(task.path))
     # What the training targets are decides on the test targets, too: a few of these may look like something else.
     first = targets_of_array(arrays["y_train"], len(arrays["x_train"]), task.choice.kind, f"{task.path}: y_train")
     kind = kind_of_own(first)
-    train, test = (
+    parts = [
         OwnSamples(
             _numbers(arrays[f"x_{part}"], task.axes, f"{task.path}: x_{part}"),
             targets_of_array(arrays[f"y_{part}"], len(arrays[f"x_{part}"]), kind, f"{task.path}: y_{part}"),
             str(task.path),
+            tuple(f"x_{part}[{row}]" for row in range(len(arrays[f"x_{part}"]))),
         )
         for part in ("train", "test")
-    )
-    if task.resize is None and task.channels is None:
-        if train.x.dim() < 4 or train.x.dtype == torch.uint8:
-            return train, test
-        note = (
+        if f"x_{part}" in arrays
+    ]
+    notes = _unread(array_names(task.path).difference(names))
+    x = parts[0].x
+    if task.resize is not None or task.channels is not None:
+        parts = [_as_pictures(samples, task) for samples in parts]
+    elif x.dim() >= 4 and x.dtype != torch.uint8:
+        notes.append(
             "every position of a sample is standardised by itself; where the numbers are pictures, save them as bytes, "
             "or say channels = 1 or 3 in a tasks.toml"
         )
-        return replace(train, notes=(note,)), test
-    if train.x.dim() != 4:
-        raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(train.x.shape)}")
+    return ReadSamples(parts[0], parts[1] if len(parts) > 1 else None, FilesRead(1), tuple(notes))
+
+
+def _unread(names: Collection[str]) -> list[str]:
+    """Say which arrays of an ``.npz`` file are not read."""
+    if not names:
+        return []
+    arrays = ", ".join(sorted(names)[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    validation = any("val" in name.lower() for name in names)
+    hint = "; validation samples are held out of x_train (`validation=0.15`)" if validation else ""
+    return [f"not read: {arrays}{hint}"]
+
+
+def _as_pictures(samples: OwnSamples, task: OwnTask) -> OwnSamples:
+    """Return arrays that are said to be pictures with their size and channels."""
+    if samples.x.dim() != 4:
+        raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(samples.x.shape)}")
     try:
-        fit = [fitted(samples.x, task.resize, task.channels) for samples in (train, test)]
+        return replace(samples, x=fitted(samples.x, task.resize, task.channels), pictures=True)
     except UnfitDataError as error:
         raise UnfitDataError(f"{task.path}: {error}") from error
-    both = (replace(samples, x=x, pictures=True) for samples, x in zip((train, test), fit, strict=True))
-    return tuple(both)  # type: ignore[return-value]
 
 
 def _numbers(array: np.ndarray, axes: ImageAxes | None, where: str) -> torch.Tensor:

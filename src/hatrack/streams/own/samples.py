@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hatrack.data.arrays import note_of_identical
 from hatrack.errors import UnfitDataError
 from hatrack.objectives import Objective
 from hatrack.streams.base import Split
@@ -35,7 +34,6 @@ __all__ = [
     "as_splits",
     "divided_samples",
     "fitted",
-    "note_of_shared_pictures",
 ]
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -52,7 +50,7 @@ class OwnSamples:
             takes them.
         targets: their targets, as they were read.
         origin: their file or folder, for messages.
-        names: the file of every sample within ``origin``; empty where a file holds several.
+        names: the place of every sample within ``origin``: a file, a line or row, or an array and the position in it.
         pictures: whether numbers ``(N, C, H, W)`` were said to be images; bytes are.
         columns: the columns of a table; empty for others.
         notes: what was found in the files that a person would want to know.
@@ -61,7 +59,7 @@ class OwnSamples:
     x: torch.Tensor
     targets: OwnTargets
     origin: str
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     pictures: bool = False
     columns: tuple[Column, ...] = ()
     notes: tuple[str, ...] = ()
@@ -103,7 +101,7 @@ class OwnSplits(NamedTuple):
 def pick_samples(samples: OwnSamples, rows: torch.Tensor) -> OwnSamples:
     """Return some of the samples, by their positions."""
     positions = rows.tolist()
-    names = tuple(samples.names[row] for row in positions) if samples.names else ()
+    names = tuple(samples.names[row] for row in positions)
     return replace(samples, x=samples.x[rows], targets=samples.targets.part(positions), names=names)
 
 
@@ -121,6 +119,8 @@ def divided_samples(samples: OwnSamples, share: float, generator: torch.Generato
 
 def as_splits(train: OwnSamples, test: OwnSamples, choice: TargetChoice | None = None) -> OwnSplits:
     """Number the targets, and standardise the samples by the mean and deviation of the training samples.
+
+    These are all of the training part, whichever of them are then held out for validation, or left out.
 
     Images have one mean and deviation per channel. Of all others every position of a sample has its own, whatever the
     order of their axes: a sequence ``(T, F)`` is standardised as its numbers in a row ``(T · F,)`` are. What does not
@@ -219,13 +219,6 @@ def _refuse_far(test: OwnSamples, transform: Transform) -> None:
                 f"{test.origin}: test sample {row} is infinitely far from all training samples, measured by how much "
                 "these differ; leave out what hardly varies in training"
             )
-
-
-def note_of_shared_pictures(train: OwnSamples, test: OwnSamples) -> str:
-    """Say how many test pictures are training pictures, too, pixel by pixel; empty where none is or there are none."""
-    if not all(samples.x.dtype == torch.uint8 and samples.x.dim() == 4 for samples in (train, test)):
-        return ""
-    return note_of_identical(train.x, test.x, train.names, test.names)
 
 
 def fitted(images: torch.Tensor, resize: tuple[int, int] | None, channels: int | None) -> torch.Tensor:

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatrack.errors import InputError
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
@@ -18,7 +18,8 @@ from hatrack.streams.own.files import OwnTask, digest_of, read_own_task
 from hatrack.streams.own.formats import bare_name, table_kind
 from hatrack.streams.own.image_axes import ImageAxes
 from hatrack.streams.own.numerals import DecimalMark
-from hatrack.streams.own.samples import as_splits, note_of_shared_pictures
+from hatrack.streams.own.samples import as_splits
+from hatrack.streams.own.seen import SeenSamples, note_of_others, note_of_own, seen_samples
 from hatrack.streams.own.tables import TableFormat
 from hatrack.streams.own.targets import UNSAID, TargetChoice
 from hatrack.streams.sampling import StreamOptions
@@ -121,7 +122,7 @@ class OwnStream:
             raise InputError(f"{' and '.join(said)}: for tables, and none of the tasks of {self.name} is one")
         tasks_said = [task.said(choice, test_share, cells) for task in self.tasks[:num_tasks]]
         built = [_build(task, options, index) for index, task in enumerate(tasks_said)]
-        tasks = [task for task, _ in built]
+        tasks = [each.task for each in built]
         for task in tasks:
             if task.input_shape != tasks[0].input_shape:
                 raise InputError(
@@ -129,8 +130,14 @@ class OwnStream:
                     "one network needs one shape: for pictures, choose resize = [height, width] and channels = 1 or 3 "
                     "in a tasks.toml"
                 )
-        notes = tuple(note for _, said in built for note in said)
-        return TaskStream(self.name, tuple(tasks), self.origins(num_tasks), notes)
+        seen = seen_samples(tasks)
+        notes = [note for each, of in zip(built, seen, strict=True) for note in each.notes_with(of)]
+        notes += [note] if (note := note_of_others(tasks, seen)) else []
+        tasks = [
+            replace(task, test_seen={other.task: other.count for other in of})
+            for task, of in zip(tasks, seen, strict=True)
+        ]
+        return TaskStream(self.name, tuple(tasks), self.origins(num_tasks), tuple(notes))
 
 
 def own_stream(sources: Sequence[Path]) -> OwnStream:
@@ -156,17 +163,39 @@ def _name_of(sources: Sequence[Path]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", bare_name(sources[0])) if len(sources) == 1 else UNNAMED
 
 
-def _build(own: OwnTask, options: StreamOptions, index: int) -> tuple[Task, tuple[str, ...]]:
-    """Make a task, and say what was decided by looking at its files, where nobody had said it."""
+class _Built(NamedTuple):
+    """A task that was read, and what is to be said of it.
+
+    Attributes:
+        task: the task.
+        notes: what was decided by looking at its files, where nobody had said it.
+        names: places in its files of the samples of its training and its test split, by position in the source.
+    """
+
+    task: Task
+    notes: tuple[str, ...]
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+
+    def notes_with(self, seen: Sequence[SeenSamples]) -> tuple[str, ...]:
+        """Return all notes, with that on test samples that the task trains on."""
+        notes = (*self.notes, note_of_own(self.task, seen, *self.names))
+        return tuple(f"task {self.task.name}: {note}" for note in notes if note)
+
+
+def _build(own: OwnTask, options: StreamOptions, index: int) -> _Built:
+    """Make a task of its files."""
     read = read_own_task(own, options.seed)
     assert read.test is not None
     objective, train, test, found = as_splits(read.train, read.test, own.choice)
     weights = options.class_weights or own.choice.class_weights
     task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
     said = own.choice.kind is not None or own.choice.separator is not None or own.holds_pictures
-    targets, shared = "" if said else read.train.targets.note(), note_of_shared_pictures(read.train, read.test)
-    notes = (targets, *found, *read.notes, shared)
-    return replace(task, files=read.files), tuple(f"task {own.name}: {note}" for note in notes if note)
+    untold = task.objective.untold(task.test.labels)
+    tests = f"of its {len(task.test):,} test samples {untold}" if untold else ""
+    notes = ("" if said else read.train.targets.note(), *found, *read.notes, tests)
+    tested_on_other = task.test is not task.valid
+    names = read.train.names, read.test.names if tested_on_other else read.train.names
+    return _Built(replace(task, files=read.files, scaled_over=len(read.train.x)), notes, names)
 
 
 def _read_toml(path: Path) -> OwnStream:

@@ -16,6 +16,7 @@ from hatrack.streams.own.columns import (
     Column,
     ColumnKind,
     ColumnReader,
+    as_categories,
     dropping,
     quoted,
     recoded,
@@ -146,7 +147,8 @@ def read_table(
         used = frozenset(names)
         unused = [name for name in others if name not in used and not has_no_name(name)]
         notes = [f"{path}: {_listed(unused)} not in the training table, and not used"] if unused else []
-    return OwnSamples(x, targets, str(path), columns=columns, notes=tuple(notes))
+    lines = tuple(place.removeprefix(f"{source.path} ") for place in places)
+    return OwnSamples(x, targets, str(path), lines, columns=columns, notes=tuple(notes))
 
 
 def read_rows(path: Path, columns: Sequence[Column], form: CellFormat) -> Rows:
@@ -258,6 +260,17 @@ def _notes(readers: Sequence[ColumnReader], columns: Sequence[Column], table: Ta
         if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:
             remedy = f"if it is no feature, leave it out ({dropping(column.name)})"
             notes.append(f"column {column.name!r} counts the rows; {remedy}")
+        elif column.kind is ColumnKind.NUMBERS and reader.code is not None:
+            notes.append(
+                f"column {column.name!r} was read as numbers, {reader.code} as {float(reader.code):g}; if these are "
+                f"codes or names, say {as_categories(column.name)}, or leave it out ({dropping(column.name)})"
+            )
+        elif column.kind is ColumnKind.NUMBERS and reader.are_days and rows > 2:
+            notes.append(
+                f"column {column.name!r} was read as numbers that look like days (year, month, day), of which the "
+                f"distance means little; write days since one, say {as_categories(column.name)} if they are names, or "
+                f"leave it out ({dropping(column.name)})"
+            )
     return notes
 
 

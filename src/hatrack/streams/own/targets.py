@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hatrack.errors import InputError, UnfitDataError
 from hatrack.objectives import (
-    Classification,
     ClassWeights,
     MetricName,
     Objective,
@@ -147,11 +146,9 @@ class ClassTexts(OwnTargets):
         unknown = sorted(set(test.labels) - set(classes))
         if unknown:
             raise UnfitDataError(f"{origins[1]}: no training sample is of the test sample's class {unknown[0]!r}")
-        if choice.metric is not None:
-            raise InputError(f"{origins[0]}: the metric of classes is accuracy; leave out metric")
         numbers = {label: number for number, label in enumerate(classes)}
         train, tests = (torch.tensor([numbers[label] for label in each.labels]) for each in (self, test))
-        return Classification(classes), train, tests
+        return _made(train, classes, choice, origins[0]), train, tests
 
     def note(self) -> str:
         """Say that numbers were taken for classes, where there are many of them, or texts of which few are alike."""

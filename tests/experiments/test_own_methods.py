@@ -1,0 +1,123 @@
+"""A method of one's own, ``module:Class``, is run, compared and searched as the package's own are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hatrack.cli import main
+from hatrack.errors import InputError
+from hatrack.experiments import RunRequest
+from hatrack.experiments.plan import ComparisonPlan, read_plan
+from hatrack.methods import METHODS, Method, find_method
+
+QUICK = ["--epochs", "1", "--set", "num_tasks=2", "--set", "limit=30", "--quiet"]
+OTHERS = """
+from hatrack.methods import Method
+
+class Half(Method):
+    name = "half"
+
+class Plain:
+    pass
+
+number = 3
+"""
+
+
+def forget_modules() -> None:
+    for name in ("plugged_in", "plugged_others", "plugged_broken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Working directory with modules of one's own, of which one is a copy of the file of plain L2."""
+    shutil.copy(str(sys.modules[METHODS["l2"].__module__].__file__), tmp_path / "plugged_in.py")
+    (tmp_path / "plugged_others.py").write_text(OTHERS)
+    (tmp_path / "plugged_broken.py").write_text("absent\n")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    forget_modules()
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+@pytest.mark.slow
+def test_the_file_of_a_method_of_the_package_gives_the_same_bits_as_one_s_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("l2", "plugged_in:L2"):
+        assert main(["run", "demo", "--method", name, "--set", "strength=0.5", *QUICK]) == 0
+    mine, there = folder / "runs" / "demo-plugged_in-L2-seed0", folder / "runs" / "demo-l2-seed0"
+    assert recorded(mine)["method"] == "plugged_in:L2"
+    assert recorded(mine)["config"] == recorded(there)["config"]
+    assert recorded(mine)["logits_sha256"] == recorded(there)["logits_sha256"]
+    assert main(["verify", str(mine)]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert main(["rerun", str(mine), "--out", "again"]) == 0
+    assert "the same to the bit" in capsys.readouterr().out
+    assert main(["report", str(mine), "--format", "csv", "--table", "summary"]) == 0
+    assert "plugged_in:L2," in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
+def test_compare_and_tune_take_it_with_settings_of_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "demo", "--methods", "plugged_in:L2,l2", "--set", "plugged_in:L2.strength=0.5", *QUICK]
+    assert main([*words, "--set", "l2.strength=0.5", "--out", "all"]) == 0
+    assert recorded(folder / "all" / "plugged_in-L2" / "seed0")["config"]["strength"] == 0.5
+    hashes = [recorded(folder / "all" / name / "seed0")["logits_sha256"] for name in ("plugged_in-L2", "l2")]
+    assert hashes[0] == hashes[1]
+    assert main(["tune", "demo", "--method", "plugged_in:L2", "--grid", "strength=0.5", *QUICK]) == 0
+    assert (folder / "runs" / "tune-demo-plugged_in-L2-seed0").is_dir()
+    assert main(["report", "all", "--format", "csv", "--table", "summary"]) == 0
+    assert "plugged_in:L2," in capsys.readouterr().out
+    (folder / "plugged_in.py").unlink()
+    forget_modules()
+    plan, _ = read_plan(folder / "all")
+    assert plan.methods[0] == "plugged_in:L2", "what a comparison holds is read without the class"
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("plugged_in:L3", "there is no class in plugged_in 'L3'; choose one of: .*, L2"),
+        (
+            "plugged_absent:L2",
+            "method plugged_absent:L2: plugged_absent cannot be imported .*; write mymodule:MyMethod",
+        ),
+        ("plugged_broken:L2", "plugged_broken cannot be imported: NameError: .*plugged_broken.py line 1"),
+        ("plugged_others:Plain", "it is no subclass of hatrack.methods.Method"),
+        ("plugged_others:number", "there is no class in plugged_others 'number'"),
+        ("plugged_others:Half", "its class does not define .*begin_task.*, description, source"),
+        (":L2", "the module cannot be imported"),
+        ("pmsk", "there is no method 'pmsk', did you mean 'pmask'"),
+    ],
+)
+def test_what_is_no_method_is_refused_in_one_line(folder: Path, name: str, fault: str) -> None:
+    for ask in (
+        lambda: RunRequest("demo", name, out=folder / "run").described().config(name),
+        lambda: ComparisonPlan.make("demo", [name], [0]),
+        lambda: find_method(name),
+    ):
+        with pytest.raises(InputError, match=fault) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert main(["run", "demo", "--method", name, *QUICK]) == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_the_package_are_found_by_both_of_their_names(name: str) -> None:
+    kind = METHODS[name]
+    assert find_method(name) is find_method(f"{kind.__module__}:{kind.__name__}") is kind
+    assert issubclass(kind, Method)
