@@ -49,6 +49,7 @@ from hatrack.state.turns import Turns
 from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
+from hatrack.support.environment import describe_arithmetic
 from hatrack.support.inputs import Inputs, device_of, map_tensors
 from hatrack.support.interface import Interface
 from hatrack.support.names import entries_below
@@ -721,6 +722,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             "settings": settings_in_json(self.backbone, masking.own_state.names),
             "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
             "probes": probes,
+            "arithmetic": describe_arithmetic(masking.device),
         }
         return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
 
