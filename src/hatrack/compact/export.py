@@ -24,7 +24,7 @@ from hatrack.errors import GuaranteeError, InputError, UnsupportedError
 from hatrack.gating.mixing import layer_that_mixes, mixed_norms
 from hatrack.storage.atomic import require_place, write_atomically
 from hatrack.support.inputs import Inputs, constants_in, device_of, map_tensors, tensors_in
-from hatrack.support.modes import evaluation_mode
+from hatrack.support.modes import evaluation_mode, plain_modes
 
 if TYPE_CHECKING:
     from hatrack.models.hat import HATNetwork
@@ -120,6 +120,7 @@ class AllTasks(nn.Module):
         return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
 
 
+@plain_modes()
 def export_task(
     net: HATNetwork | WeightMaskedNetwork, task: str, path: str | Path, x: Inputs, labels: Labels
 ) -> Exported:
@@ -169,7 +170,8 @@ def export_task(
     elif path.suffix == ".pt2":
         content, found = _pt2(compact, (two, one, rest), computed, interface.batch_axis)
     else:
-        content = safetensors.torch.save({k: v.contiguous() for k, v in compact.state_dict().items()}, metadata)
+        apart = {k: v.clone(memory_format=torch.contiguous_format) for k, v in compact.state_dict().items()}
+        content = safetensors.torch.save(apart, metadata)  # which takes no tensors that share memory, as tied ones do
         compact.load_state_dict(safetensors.torch.load(content))
         with torch.no_grad():
             found = compact(x)
@@ -178,6 +180,7 @@ def export_task(
     return Exported(path, samples, deviation, summary.parameters)
 
 
+@plain_modes()
 def export_all_tasks(
     net: HATNetwork, path: str | Path, samples: Mapping[str, Inputs], labels: Mapping[str, Labels]
 ) -> Exported:

@@ -24,6 +24,7 @@ from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoi
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
+from hatrack.support.modes import plain_modes, trainable
 from hatrack.support.names import in_one_line
 from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
@@ -38,6 +39,7 @@ Build = Callable[[nn.Module, Inputs, Mapping[str, Any], Rules, Interface], Maske
 NetworkT = TypeVar("NetworkT", HATNetwork, WeightMaskedNetwork)
 
 
+@plain_modes()
 def load(
     path: str | Path,
     backbone: nn.Module,
@@ -73,6 +75,7 @@ def load(
     return net
 
 
+@plain_modes()
 def load_as(
     kind: type[NetworkT],
     path: str | Path,
@@ -100,6 +103,7 @@ def load_as(
     return net
 
 
+@plain_modes()
 def forget_in_files(
     task: str,
     paths: Sequence[str | Path],
@@ -207,6 +211,7 @@ def _load(
     return network_from(path, checkpoint, backbone, heads=heads, features=features, rules=rules)
 
 
+@plain_modes()
 def network_from(
     path: Path,
     checkpoint: Checkpoint,
@@ -303,6 +308,8 @@ def _own_heads(path: Path, tasks: Sequence[Mapping[str, Any]], heads: Mapping[st
         except CheckpointError as error:
             reason = str(error).partition(": ")[2].replace("build the backbone", "build the head")
             raise CheckpointError(f"{path}: the head of task {name!r} is another one: {reason}") from error
+    for head in heads.values():
+        trainable(head)
     return dict(heads)
 
 

@@ -74,7 +74,7 @@ def require_same_answers(path: Path, net: MaskedNetwork[Any], described: Mapping
     warnings.warn(
         f"{path}: task {task!r} gives other outputs than when it was saved, {by}. {'; '.join(arithmetic)}: that may be "
         "why, and so may be other code in the backbone's forward",
-        stacklevel=5,  # of whoever calls load: load, _load and network_from are between
+        stacklevel=7,  # of whoever calls load: network_from, _load and load are between, and two of plain_modes
     )
 
 
