@@ -50,7 +50,7 @@ from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.environment import describe_arithmetic
-from hatrack.support.inputs import Inputs, device_of, map_tensors
+from hatrack.support.inputs import Inputs, device_of, map_tensors, outside_inference
 from hatrack.support.interface import Interface
 from hatrack.support.modes import plain_modes
 from hatrack.support.names import entries_below
@@ -104,7 +104,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     ) -> None:
         super().__init__()
         _require_attachable(backbone)
-        example_input = map_tensors(_outside_inference, interface.accepted(example_input))
+        example_input = map_tensors(outside_inference, interface.accepted(example_input))
         state = StateOf(backbone)
         self.turns = Turns()
         self.backbone = backbone
@@ -852,11 +852,6 @@ def _require_attachable(backbone: nn.Module) -> None:
     wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
     if wide:
         raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
-
-
-def _outside_inference(tensor: Tensor) -> Tensor:
-    """Return a tensor that gradients can be computed with; one that was made in inference mode is copied."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _description_of(state: TaskState) -> dict[str, Any]:

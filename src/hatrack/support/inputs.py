@@ -27,6 +27,7 @@ __all__ = [
     "kind_of",
     "kind_to_json",
     "map_tensors",
+    "outside_inference",
     "require_dense",
     "tensor_kinds",
     "tensor_of",
@@ -91,6 +92,15 @@ def constants_in(tree: Any, path: str = "") -> dict[str, Any]:
         return {path: tree}
     found = [constants_in(branch, f"{path}.{key}" if path else key) for key, branch in branches]
     return {place: value for each in found for place, value in each.items()}
+
+
+def outside_inference(tensor: Tensor) -> Tensor:
+    """Return a tensor that gradients can be computed with: one that was made in inference mode is copied.
+
+    Args:
+        tensor: the tensor; called outside of inference mode.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def require_dense(tensor: Tensor) -> None:
