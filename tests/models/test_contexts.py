@@ -26,11 +26,22 @@ def both() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 CONTEXTS: dict[str, Context] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference": torch.inference_mode,
     "no gradients": torch.no_grad,
     "both": both,
+    "float64 by default": lambda: default(torch.float64),
 }
 
 STEPS = (
@@ -56,10 +67,20 @@ class Backbone(nn.Module):
         return torch.relu(self.reads(torch.stack([h, h], 1))[0][:, -1])
 
 
+def backbone() -> Backbone:
+    with default(torch.float32):
+        return Backbone()
+
+
+def head() -> nn.Module:
+    with default(torch.float32):
+        return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
 def batch(samples: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     category = torch.randint(5, (samples,), generator=generator)
-    return {"x": torch.randn(samples, 4, generator=generator), "category": category}
+    return {"x": torch.randn(samples, 4, generator=generator, dtype=torch.float32), "category": category}
 
 
 def train(net: Any, task: str) -> None:
@@ -85,11 +106,11 @@ def life(kind: str, folder: Path, inside: Mapping[str, Context]) -> dict[str, Te
     step = lambda name: inside.get(name, nullcontext)()  # noqa: E731
     found: dict[str, Tensor] = {}
     with step("attach"):
-        net: Any = KINDS[kind](Backbone(), batch(3, 0))
+        net: Any = KINDS[kind](backbone(), batch(3, 0))
     for number, task in enumerate(("a", "b", "c")):
         if number == 1:
             with step("head"):
-                net.add_task(task, head=nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)))
+                net.add_task(task, head=head())
         else:
             with step("add"):
                 net.add_task(task, 2)
@@ -109,7 +130,7 @@ def life(kind: str, folder: Path, inside: Mapping[str, Context]) -> dict[str, Te
     found |= {f"first {task}": value for task, value in answers(net, "a", "b", "c").items()}
     with step("forget"):
         net.forget("c")
-    group = next(group.name for group in hatrack.units.analyze(Backbone(), batch(3, 0)).groups if "enter" in group.name)
+    group = next(group.name for group in hatrack.units.analyze(backbone(), batch(3, 0)).groups if "enter" in group.name)
     with step("grow"):
         net.grow({group: 3})
     with step("state"):
@@ -120,8 +141,8 @@ def life(kind: str, folder: Path, inside: Mapping[str, Context]) -> dict[str, Te
     with step("save"):
         net.save(folder / "net.hat")
     with step("load"):
-        heads = {"b": nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))}
-        net = hatrack.load(folder / "net.hat", Backbone(), heads=heads)
+        heads = {"b": head()}
+        net = hatrack.load(folder / "net.hat", backbone(), heads=heads)
     with step("add"):
         net.add_task("d", 2)
     train(net, "d")
@@ -136,8 +157,8 @@ def life(kind: str, folder: Path, inside: Mapping[str, Context]) -> dict[str, Te
         export_task(net, "d", folder / "d.safetensors", batch(6, 1), Labels(("x", "y")))
     assert not any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers(), *small.parameters()))
     with step("detach"):
-        backbone = net.detach()
-    return found | {name: value.detach() for name, value in backbone.state_dict().items()}
+        detached = net.detach()
+    return found | {name: value.detach() for name, value in detached.state_dict().items()}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -166,3 +187,27 @@ def test_a_single_step_inside_of_both_contexts(
 ) -> None:
     kind, expected = outside
     require_same(life(kind, tmp_path / "net", {step: both}), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by_default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_new_task_has_the_type_of_the_backbone_whatever_the_default_is(
+    kind: str, by_default: torch.dtype, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    x = torch.randn(3, 4, dtype=dtype)
+    build = lambda: nn.Sequential(nn.Linear(4, 6, dtype=dtype), nn.ReLU(), nn.GroupNorm(2, 6, affine=False))  # noqa: E731
+    with default(by_default):
+        net: Any = KINDS[kind](build(), x)
+        net.add_task("a", 2)
+        learned = torch.promote_types(dtype, torch.float32)  # small steps would be lost in bfloat16
+        assert {p.dtype for p in net.masking.tasks[0].mask_values} == {learned}
+        assert {p.dtype for p in net.tasks[0].head.parameters()} == {dtype}
+        net.save(tmp_path / "net.hat")
+        again = hatrack.load(tmp_path / "net.hat", build())
+        assert {p.dtype for p in again.tasks[0].mask_values} == {learned}
+        net.consolidate("a")
+        small = net.extract("a", x)
+        with torch.no_grad():
+            assert torch.allclose(small(x), net.eval()(x, "a"), rtol=1e-2, atol=1e-2)
+            assert small(x).dtype == dtype

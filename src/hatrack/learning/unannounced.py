@@ -322,7 +322,9 @@ class UnannouncedLearner:
         samples = setup.interface.samples(x)
         if len(y) != samples or int(y.max()) >= self._classes:
             raise InputError(f"{samples} samples need as many classes from 0 to {self._classes - 1}, not {y.tolist()}")
-        return map_tensors(lambda tensor: outside_inference(tensor).to(setup.device), x), y.to(setup.device)
+        return map_tensors(lambda tensor: outside_inference(tensor).to(setup.device), x), outside_inference(y).to(
+            setup.device
+        )
 
     def recognise(self, x: Inputs) -> list[str]:
         """Return for every sample the likeliest of the tasks found, by :class:`hatrack.recognition.RidgeRecogniser`.
