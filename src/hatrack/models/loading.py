@@ -58,12 +58,16 @@ def load(
         features: choice of the features, where it was a function; a key or an index is in the file.
         rules: the rules that were given to the saved network, if any.
 
+    Every task answers a fixed input as it did when it was saved. Outputs may differ by rounding; where torch, the kind
+    of device or its digits are others than the file says, up to 2 % of the largest, and a warning says by how much.
+
     Returns:
         The network, in training mode as every new module, with all its tasks and their protection.
 
     Raises:
-        CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
-            backbone is as it was then, but for its weights, and for its widths if the saved one had grown.
+        CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone: other
+            modules, settings or code. The backbone is as it was then, but for its weights, and for its widths if the
+            saved one had grown.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
         InputError: the backbone is no module, or is inside another network of masks; or heads or the choice of features
             are missing.
@@ -278,7 +282,8 @@ def network_from(
         if settings:  # by which other units may be found, and other entries be protected
             said = f"{_other_backbone(path, settings)}; and with these {reason}"
             raise CheckpointError(f"{said}; {_REMEDY}, or else use an earlier copy") from error
-        raise GuaranteeError(f"{path}: {reason}; use an earlier copy") from error
+        remedy = f"if code of the backbone has changed, {_REMEDY}; else use an earlier copy"
+        raise GuaranteeError(f"{path}: {reason}; {remedy}") from error
     except CheckpointError:
         net.detach()
         raise
