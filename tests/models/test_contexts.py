@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from torch.nn import functional as F
 import hatrack
 from hatrack import HATNetwork, WeightMaskedNetwork
 from hatrack.compact.export import Labels, export_task
+from hatrack.masks import Scores
+from support.marks import slow_but
 
-KINDS = {"units": HATNetwork, "weights": WeightMaskedNetwork}
+KINDS: dict[str, Callable[..., Any]] = {
+    "units": HATNetwork,
+    "adaptive": partial(HATNetwork, conditioning=hatrack.Adaptive()),
+    "weights": WeightMaskedNetwork,
+    "scores": partial(WeightMaskedNetwork, source=Scores()),
+}
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -161,7 +169,7 @@ def life(kind: str, folder: Path, inside: Mapping[str, Context]) -> dict[str, Te
     return found | {name: value.detach() for name, value in detached.state_dict().items()}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=slow_but(["units", "weights"], KINDS))
 def outside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Tensor]]:
     return request.param, life(request.param, tmp_path_factory.mktemp("outside") / "net", {})
 
@@ -181,6 +189,7 @@ def test_a_life_inside_of_a_context_is_that_outside(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("outside", ["units", "weights"], indirect=True)
 @pytest.mark.parametrize("step", STEPS)
 def test_a_single_step_inside_of_both_contexts(
     step: str, outside: tuple[str, dict[str, Tensor]], tmp_path: Path

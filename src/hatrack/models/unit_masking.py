@@ -372,7 +372,7 @@ class UnitMasking(Masking[UnitTask]):
     def regularization(self) -> Tensor:
         """Return the share of the free units that the task in training uses (Eq. 5, or its like), a scalar."""
         state = self.tasks.require_training("regularization")
-        dtype = torch.get_default_dtype() if state.is_settled else state.embedding.dtype
+        dtype = torch.float32 if state.is_settled else state.embedding.dtype
         attention = self.attention(state).to(dtype)
         if self.settings.regularizer in (Regularization.WEIGHTED_L1, Regularization.LAYERED_L1):
             prices, total = self._prices(attention.dtype)
