@@ -147,6 +147,21 @@ def test_a_network_of_few_digits_or_of_large_errors_may_differ_by_what_it_rounds
         hatrack.load(rewritten(path, probes=moved(path, 0.3)), Scaled().bfloat16())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_setting_that_moves_the_last_digits_alone_is_said(kind: str, tmp_path: Path) -> None:
+    build = lambda eps, drop: nn.Sequential(  # noqa: E731
+        nn.Linear(4, 16), nn.LayerNorm(16, eps=eps), nn.ReLU(), nn.Dropout(drop)
+    )
+    torch.manual_seed(0)
+    net: Any = KINDS[kind](build(1e-5, 0.1), torch.randn(3, 4))
+    net.add_task("a", 3)
+    net.consolidate("a")
+    net.save(tmp_path / "net.hat")
+    hatrack.load(tmp_path / "net.hat", build(1e-5, 0.5))  # which has no effect on answers
+    with pytest.warns(UserWarning, match=r"1\.eps was 1e-05 and is 1\.02e-05; .* 'a' differ in their last digits"):
+        hatrack.load(tmp_path / "net.hat", build(1.02e-5, 0.1))
+
+
 class Heads(nn.Module):
     """Attention written by hand: how many heads there are decides which channels are one unit."""
 

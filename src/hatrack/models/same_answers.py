@@ -51,8 +51,14 @@ def require_same_answers(path: Path, net: MaskedNetwork[Any], described: Mapping
     saved = described.get("probes", {} if last is None else {last["task"]: last["logits"]})
     now = net.probes()
     pairs = {task: (_numbers(now[task]), _numbers(saved[task])) for task in saved if task in now}
-    far = _beyond(pairs, _NEAR)
-    settings = other_settings(described, net.backbone, {state.name: state.head for state in net.tasks}) if far else []
+    far, moved = _beyond(pairs, _NEAR), _beyond(pairs, 0.0)
+    settings = other_settings(described, net.backbone, {state.name: state.head for state in net.tasks}) if moved else []
+    if settings and not far:
+        _warn(
+            f"{path}: settings are others than when it was saved: {'; '.join(settings[:3])}; and outputs of task "
+            f"{next(iter(moved))!r} differ in their last digits, by rounding or because of these; set them back "
+            "for the saved outputs"
+        )
     bound = max(_NEAR, _MARGIN * _rounding(net, {task: pairs[task][0] for task in far})) if far else _NEAR
     far = far if settings else _beyond(far, bound)
     if not far:
@@ -71,11 +77,15 @@ def require_same_answers(path: Path, net: MaskedNetwork[Any], described: Mapping
             f"{path} was saved with another backbone: its weights fit, but task {task!r} gives other outputs, {by}; "
             "build the backbone exactly as it was, with the same code"
         )
-    warnings.warn(
+    _warn(
         f"{path}: task {task!r} gives other outputs than when it was saved, {by}. {'; '.join(arithmetic)}: that may be "
-        "why, and so may be other code in the backbone's forward",
-        stacklevel=7,  # of whoever calls load: network_from, _load and load are between, and two of plain_modes
+        "why, and so may be other code in the backbone's forward"
     )
+
+
+def _warn(message: str) -> None:
+    # In the line of whoever calls load: network_from, _load and load are between, and two of plain_modes.
+    warnings.warn(message, stacklevel=8)
 
 
 def other_settings(
