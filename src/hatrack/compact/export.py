@@ -126,7 +126,9 @@ def export_task(
 ) -> Exported:
     """Write a task's extracted network: ``.onnx``, ``.pt2`` (torch.export), or ``.safetensors`` (weights alone).
 
-    The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is.
+    The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is; and
+    what among several inputs is no tensor, which the file has as it is in the samples. In ONNX inputs have the names of
+    keywords, or ``x`` (``x0``, ``x1``, … where there are several), and the output is ``logits``.
 
     Args:
         net: the network, with masks of units or of weights.
