@@ -371,7 +371,7 @@ def test_values_that_are_not_finite_are_found_anywhere(value: float, dtype: torc
         torch.nn.init.zeros_(backbone.weight)
 
 
-@pytest.mark.parametrize("change", ["step", "forget", "load"])
+@pytest.mark.parametrize("change", ["step", "forget", "grow", "load"])
 def test_what_is_asked_within_one_block_of_autocast_is_answered_with_the_weights_of_now(change: str) -> None:
     """Torch keeps converted weights until the outermost block ends, whatever is written to the weights meanwhile."""
     layers = (torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU())

@@ -352,6 +352,7 @@ def second_device(strict: bool = True) -> Iterator[torch.device]:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, factory(name, getattr(torch, name))))
         stack.enter_context(mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False))
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_name", return_value="pretended"))
         stack.enter_context(places)
         yield THERE
     if strict:

@@ -9,7 +9,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.compact.decompositions import without_adaptive_maxima
+from hatrack.compact.onnx_names import rename_doors, unused
 from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.gating.mixing import mixed_norms
+from hatrack.gating.mixing import layer_that_mixes, mixed_norms
 from hatrack.storage.atomic import require_place, write_atomically
-from hatrack.support.inputs import Inputs, map_tensors, tensors_in
-from hatrack.support.modes import evaluation_mode
+from hatrack.support.inputs import Inputs, constants_in, device_of, map_tensors, tensors_in
+from hatrack.support.modes import evaluation_mode, plain_modes
 
 if TYPE_CHECKING:
     from hatrack.models.hat import HATNetwork
@@ -33,6 +34,12 @@ __all__ = ["PARITY", "AllTasks", "Exported", "Labels", "export_all_tasks", "expo
 
 PARITY = 1e-4
 """Tolerance of a file's logits, relative to the network's and to the largest: runtimes sum in other orders."""
+
+LOGITS = "logits"
+"""Name of the output of a file in ONNX; with underscores behind it where an input has this name."""
+
+_INSIDE = "hatrack_door_"
+"""Beginning of the names that inputs and outputs have until the whole graph is known, whose values have names, too."""
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
@@ -87,8 +94,11 @@ class AllTasks(nn.Module):
 
     def __init__(self, net: HATNetwork) -> None:
         super().__init__()
-        if not net.masking.mixes_samples():
-            raise UnsupportedError("this network does not keep samples apart; export its tasks one by one")
+        masking = net.masking
+        if not masking.mixes_samples():
+            tried = masking.graph.num_units, masking.example, masking.interface.take
+            where = layer_that_mixes(masking.attachment, net.backbone, *tried)
+            raise UnsupportedError(f"this network does not keep samples apart{where}; export its tasks one by one")
         states = net.tasks.consolidated
         self.net = net
         self._norms = [net.masking.norms(state) for state in states]
@@ -110,12 +120,15 @@ class AllTasks(nn.Module):
         return torch.bmm(self.weight[task], features.unsqueeze(2)).squeeze(2) + self.bias[task]
 
 
+@plain_modes()
 def export_task(
     net: HATNetwork | WeightMaskedNetwork, task: str, path: str | Path, x: Inputs, labels: Labels
 ) -> Exported:
     """Write a task's extracted network: ``.onnx``, ``.pt2`` (torch.export), or ``.safetensors`` (weights alone).
 
-    The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is.
+    The batch size is dynamic. Metadata holds the task's name, its classes, the preprocessing, and how large it is; and
+    what among several inputs is no tensor, which the file has as it is in the samples. In ONNX inputs have the names of
+    keywords, or ``x`` (``x0``, ``x1``, … where there are several), and the output is ``logits``.
 
     Args:
         net: the network, with masks of units or of weights.
@@ -150,15 +163,17 @@ def export_task(
     two, one, rest = (map_tensors(Tensor.contiguous, part) for part in parts_of_it)
     units = json.dumps(dict(summary.units))
     metadata = {**_metadata(labels), "task": task, "units": units}
+    computed = {**metadata, **_said_of_constants(x)}
     if path.suffix == ".onnx":
         names = _names_of(x)
-        content = _onnx(compact, (two,), names, metadata, interface.batch_axis)
+        content = _onnx(compact, (two,), names, computed, (interface.batch_axis,))
         parts = [dict(zip(names, tensors_in(part), strict=True)) for part in (one, rest)]
         found = _run_onnx(content, parts)
     elif path.suffix == ".pt2":
-        content, found = _pt2(compact, (two, one, rest), metadata, interface.batch_axis)
+        content, found = _pt2(compact, (two, one, rest), computed, interface.batch_axis)
     else:
-        content = safetensors.torch.save({k: v.contiguous() for k, v in compact.state_dict().items()}, metadata)
+        apart = {k: v.clone(memory_format=torch.contiguous_format) for k, v in compact.state_dict().items()}
+        content = safetensors.torch.save(apart, metadata)  # which takes no tensors that share memory, as tied ones do
         compact.load_state_dict(safetensors.torch.load(content))
         with torch.no_grad():
             found = compact(x)
@@ -167,20 +182,24 @@ def export_task(
     return Exported(path, samples, deviation, summary.parameters)
 
 
+@plain_modes()
 def export_all_tasks(
-    net: HATNetwork, path: str | Path, samples: Mapping[str, Tensor], labels: Mapping[str, Labels]
+    net: HATNetwork, path: str | Path, samples: Mapping[str, Inputs], labels: Mapping[str, Labels]
 ) -> Exported:
-    """Write one ONNX file for all consolidated tasks, whose second input says each sample's task, int64 ``(N,)``.
+    """Write one ONNX file for all consolidated tasks, whose last input says each sample's task, int64 ``(N,)``.
+
+    It is called ``task``, or ``task_`` where the network has an input of that name.
 
     Args:
         net: the network.
         path: the file, ``.onnx``.
-        samples: for every consolidated task real samples to compare on, two at least.
+        samples: for every consolidated task real samples, as the network takes them, to compare on; two at least.
         labels: labels of every task to store in the file.
 
     Raises:
-        InputError: the file is not called ``.onnx``, or a package or a task's samples are missing.
-        UnsupportedError: the network does not keep the samples of a batch apart.
+        InputError: the file is not called ``.onnx``, or a package or a task's samples are missing; or samples of tasks
+            do not have the same inputs, or differ in what is no tensor.
+        UnsupportedError: the network does not keep the samples of a batch apart; the layer is named where it is known.
         GuaranteeError: the file's logits are not the network's. Nothing is written then.
     """
     path = Path(path)
@@ -191,8 +210,18 @@ def export_all_tasks(
     missing = [name for name in names if name not in samples or name not in labels]
     if missing or not names:
         raise InputError(f"samples and labels are missing for {', '.join(missing) or 'any consolidated task'}")
-    for x in samples.values():
-        _require_samples(len(x))
+    interface = net.masking.interface
+    batches = {name: interface.accepted(samples[name]) for name in names}
+    first = batches[names[0]]
+    for name, x in batches.items():
+        _require_samples(interface.samples(x))
+        if _names_of(x) != _names_of(first) or constants_in(x) != constants_in(first):
+            raise InputError(
+                f"samples of tasks {names[0]!r} and {name!r} have other inputs, or other values that are no tensors; "
+                "one file takes the same of all tasks: export its tasks one by one"
+            )
+    inputs = _names_of(first)
+    number = unused("task", inputs)
     with evaluation_mode(net), torch.no_grad():
         together = AllTasks(net).eval()
         tasks = [
@@ -206,18 +235,25 @@ def export_all_tasks(
         metadata = {**_metadata(labels[names[0]]), "classes": "", "tasks": json.dumps(tasks)}
         of_tasks = {name: dict(labels[name].preprocessing) for name in names}
         metadata["preprocessing"] = json.dumps(of_tasks)
-        first = samples[names[0]][:2]
-        numbers = torch.zeros(2, dtype=torch.int64, device=first.device)
-        content = _onnx(together, (first, numbers), ("x", "task"), metadata)
+        metadata |= _said_of_constants(first)
+        two = map_tensors(Tensor.contiguous, interface.take(first, slice(2)))
+        numbers = torch.zeros(2, dtype=torch.int64, device=device_of(first))
+        try:
+            content = _onnx(together, (two, numbers), (*inputs, number), metadata, (interface.batch_axis, 0))
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{error}; perhaps its tasks can be exported one by one") from error
         deviation, count = 0.0, 0
-        for number, name in enumerate(names):
-            x = samples[name]
+        for index, name in enumerate(names):
+            x = batches[name]
             expected = net(x, name)
-            numbers = torch.full((len(x),), number, device=x.device)
-            parts = [{"x": x[rows], "task": numbers[rows]} for rows in (slice(0, 1), slice(1, None))]
+            numbers = torch.full((len(expected),), index, device=expected.device)
+            parts = [
+                {**dict(zip(inputs, tensors_in(interface.take(x, rows)), strict=True)), number: numbers[rows]}
+                for rows in (slice(0, 1), slice(1, None))
+            ]
             found = _run_onnx(content, parts)
             deviation = max(deviation, _require_parity(path, name, found[:, : expected.shape[1]], expected))
-            count += len(x)
+            count += len(expected)
     write_atomically(path, content)
     parameters = sum(parameter.numel() for parameter in net.backbone.parameters()) + together.weight.numel()
     return Exported(path, count, deviation, parameters)
@@ -234,6 +270,12 @@ def _names_of(x: Inputs) -> list[str]:
     if isinstance(x, Mapping) and len(tensors) == sum(isinstance(value, Tensor) for value in x.values()):
         return [key for key, value in x.items() if isinstance(value, Tensor)]
     return ["x"] if len(tensors) == 1 else [f"x{number}" for number in range(len(tensors))]
+
+
+def _said_of_constants(x: Inputs) -> dict[str, str]:
+    """Return the entry of the metadata for what of an input is no tensor, which a file has as it was."""
+    constants = constants_in(x)
+    return {"constants": json.dumps(constants, ensure_ascii=False)} if constants else {}
 
 
 def _metadata(labels: Labels) -> dict[str, str]:
@@ -277,8 +319,13 @@ def _quiet() -> Any:
             logging.disable(level)
 
 
-def _traced(model: nn.Module, inputs: tuple[Inputs, ...], batch_axis: int = 0) -> Any:
+def _traced(model: nn.Module, inputs: tuple[Inputs, ...], batch_axes: Sequence[int] = (0,)) -> Any:
     """Trace a model by torch.export, for batches of any size.
+
+    Args:
+        model: the model.
+        inputs: its arguments, two samples of each.
+        batch_axes: for every argument the axis that counts samples.
 
     Raises:
         UnsupportedError: the model cannot be followed, or only for one size of batches.
@@ -287,8 +334,12 @@ def _traced(model: nn.Module, inputs: tuple[Inputs, ...], batch_axis: int = 0) -
     reason = ""
     for strict in (False, True):  # strict tracing also follows len(x), the other one follows hooks
         try:
-            with _quiet(), torch.no_grad():
-                shapes = _dynamic_axes(inputs, {batch_axis: batch})
+            with (
+                _quiet(),
+                redirect_stderr(io.StringIO()),
+                torch.no_grad(),
+            ):  # where it shows graphs that it cannot follow
+                shapes = tuple(_dynamic_axes(x, {axis: batch}) for x, axis in zip(inputs, batch_axes, strict=True))
                 return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             reason = reason or " ".join(str(error).split())[:200]
@@ -309,21 +360,22 @@ def _onnx(
     inputs: tuple[Inputs, ...],
     names: Sequence[str],
     metadata: Mapping[str, str],
-    batch_axis: int = 0,
+    batch_axes: Sequence[int] = (0,),
 ) -> bytes:
+    """Return the bytes of a file whose inputs have some names, and whose output is :data:`LOGITS`."""
     onnx = _needed("onnx")
     for package in ("onnxscript", "onnxruntime"):
         _needed(package)
     with _quiet():
-        program = without_adaptive_maxima(_traced(model, inputs, batch_axis))
+        program = without_adaptive_maxima(_traced(model, inputs, batch_axes))
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model.onnx"
         try:
             torch.onnx.export(
                 program,
                 f=target,
-                input_names=list(names),
-                output_names=["logits"],
+                input_names=[f"{_INSIDE}{index}" for index in range(len(names))],
+                output_names=[f"{_INSIDE}out"],
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -332,6 +384,7 @@ def _onnx(
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise UnsupportedError(f"ONNX has no translation of this network: {reason}; .pt2 may do") from error
         written = onnx.load(target)
+        rename_doors(written.graph, names, LOGITS)
         onnx.helper.set_model_props(written, dict(metadata))
         onnx.checker.check_model(written)
     content: bytes = written.SerializeToString()
@@ -347,7 +400,7 @@ def _run_onnx(content: bytes, batches: Sequence[Mapping[str, Tensor]]) -> Tensor
     parts = []
     for batch in batches:
         feed = {name: value.cpu().numpy() for name, value in batch.items()}
-        parts.append(torch.from_numpy(session.run(["logits"], feed)[0]))
+        parts.append(torch.from_numpy(session.run(None, feed)[0]))
     device = next(iter(batches[0].values())).device
     return torch.cat(parts).to(device)
 
@@ -356,7 +409,7 @@ def _pt2(
     model: nn.Module, batches: tuple[Inputs, Inputs, Inputs], metadata: Mapping[str, str], batch_axis: int
 ) -> tuple[bytes, Tensor]:
     """Return the bytes of a file, and its logits of the second and third batch; the first one is traced."""
-    exported = _traced(model, batches[:1], batch_axis)
+    exported = _traced(model, batches[:1], (batch_axis,))
     with _quiet(), torch.no_grad():
         buffer = io.BytesIO()
         torch.export.save(exported, buffer, extra_files={"metadata.json": json.dumps(dict(metadata))})

@@ -278,8 +278,7 @@ class CompactGroupNorm(nn.Module):
         self, group_of: Tensor, groups: int, per_group: int, eps: float, weight: Tensor | None, bias: Tensor | None
     ) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype() if weight is None else weight.dtype
-        members = F.one_hot(group_of, groups).to(dtype)
+        members = F.one_hot(group_of, groups).to(torch.float32 if weight is None else weight.dtype)
         self.register_buffer("members", members)  # (channels, groups)
         self.register_buffer("missing", per_group - members.sum(0))
         self.per_group, self.eps = per_group, eps
@@ -289,12 +288,13 @@ class CompactGroupNorm(nn.Module):
         """Normalise a batch ``(N, channels, ...)``; the result has its shape."""
         flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
         places = flat.shape[2]
-        mean = flat.sum(2) @ self.members / (self.per_group * places)  # (N, groups)
-        centered = flat - (mean @ self.members.T).unsqueeze(2)
-        squares = centered.square().sum(2) @ self.members + self.missing * places * mean.square()
+        members, missing = self.members.to(x.dtype), self.missing.to(x.dtype)  # which no weight may have told
+        mean = flat.sum(2) @ members / (self.per_group * places)  # (N, groups)
+        centered = flat - (mean @ members.T).unsqueeze(2)
+        squares = centered.square().sum(2) @ members + missing * places * mean.square()
         scale = torch.rsqrt(squares / (self.per_group * places) + self.eps)
         weight, bias = (None if each is None else each.unsqueeze(1) for each in (self.weight, self.bias))
-        return _scaled(centered * (scale @ self.members.T).unsqueeze(2), weight, bias).reshape(x.shape)
+        return _scaled(centered * (scale @ members.T).unsqueeze(2), weight, bias).reshape(x.shape)
 
 
 class CompactAttention(nn.Module):

@@ -18,6 +18,7 @@ from hatrack.errors import InputError
 from hatrack.gating.folding import FoldsGates, is_called_with_hooks_of
 from hatrack.gating.recomputing import GatedInput
 from hatrack.masks.packing import move_along
+from hatrack.support.parameters import DRAWN
 from hatrack.support.randomness import random_numbers_apart
 from hatrack.units import Group, Reader
 
@@ -84,7 +85,7 @@ def initial_embedding(start: Tensor | Distribution, num_units: int, generator: t
         seed = int(torch.randint(2**62, (), generator=generator))
         with random_numbers_apart(seed):  # distributions draw from torch's global generator and take no other
             drawn: Tensor = start.sample(torch.Size([num_units]))
-        return drawn.to(torch.get_default_dtype()).clamp(-bound, bound)
+        return drawn.to(torch.promote_types(drawn.dtype, DRAWN)).clamp(-bound, bound)
     if start.shape != (num_units,) or not bool((start.abs() <= bound).all()):
         raise InputError(
             f"an embedding has a number in [-6, 6] for each of the {num_units} units; this one has shape "

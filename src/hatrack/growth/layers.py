@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hatrack.state.undo import UndoLog
 from hatrack.support.layers import overrides_forward
+from hatrack.support.parameters import DRAWN
 
 __all__ = ["Layer", "Side", "draw_entries", "measure_initial_scales", "measure_moments", "widened"]
 
@@ -244,7 +245,8 @@ def draw_entries(
     module = layer.module
     fan_in = _fan_in(module, shape if name == "weight" else module.weight.shape)  # type: ignore[arg-type]
     size = 1 / math.sqrt(3 * fan_in) if initial_scale is None else initial_scale / math.sqrt(fan_in)
-    entries = torch.empty(shape).uniform_(-math.sqrt(3) * size, math.sqrt(3) * size, generator=generator)
+    entries = torch.empty(shape, dtype=DRAWN)
+    entries.uniform_(-math.sqrt(3) * size, math.sqrt(3) * size, generator=generator)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         entries[module.padding_idx] = 0.0
     return entries.to(old.device, old.dtype)

@@ -42,7 +42,7 @@ from hatrack.streams import Task
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs, TensorKind, map_tensors, tensors_in
 from hatrack.support.interface import Features, Interface
-from hatrack.support.modes import evaluation_mode
+from hatrack.support.modes import evaluation_mode, plain_modes
 from hatrack.support.names import look_up
 from hatrack.support.notebook import html_table
 from hatrack.train import BatchDone, EpochDone, TrainingSettings, fit
@@ -174,6 +174,8 @@ class Learner:
         """Names of the tasks that were learned, in order."""
         return self.network.task_names
 
+    @plain_modes()
+    @torch.enable_grad()
     def fit(
         self,
         task: str,

@@ -37,7 +37,8 @@ from hatrack.recognition import (
 )
 from hatrack.state.undo import leaves_modes
 from hatrack.streams import DetectorSettings, LossDetector, Split, Surprise, Task, usual_limit
-from hatrack.support.inputs import Inputs, map_tensors
+from hatrack.support.inputs import Inputs, map_tensors, outside_inference
+from hatrack.support.modes import plain_modes
 from hatrack.support.ranges import require_range
 
 __all__ = ["STRANGE", "Step", "UnannouncedLearner", "Usual"]
@@ -223,6 +224,8 @@ class UnannouncedLearner:
         self._announced, self._suspicious = True, []
 
     @leaves_modes
+    @plain_modes()
+    @torch.enable_grad()
     def observe(self, x: Inputs, y: Tensor) -> Step:
         """Attribute a batch to a task, and learn from it.
 
@@ -291,6 +294,8 @@ class UnannouncedLearner:
         return dict(self.__dict__)
 
     @leaves_modes
+    @plain_modes()
+    @torch.enable_grad()
     def finish(self) -> None:
         """Consolidate the task in training, after the last batch; batches that were set aside are dropped.
 
@@ -317,7 +322,9 @@ class UnannouncedLearner:
         samples = setup.interface.samples(x)
         if len(y) != samples or int(y.max()) >= self._classes:
             raise InputError(f"{samples} samples need as many classes from 0 to {self._classes - 1}, not {y.tolist()}")
-        return map_tensors(lambda tensor: tensor.to(setup.device), x), y.to(setup.device)
+        return map_tensors(lambda tensor: outside_inference(tensor).to(setup.device), x), outside_inference(y).to(
+            setup.device
+        )
 
     def recognise(self, x: Inputs) -> list[str]:
         """Return for every sample the likeliest of the tasks found, by :class:`hatrack.recognition.RidgeRecogniser`.

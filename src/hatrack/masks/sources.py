@@ -19,6 +19,7 @@ from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.functional import Compensation, straight_through
 from hatrack.functional.blocks import empty_like
+from hatrack.support.parameters import DRAWN, type_of_choice
 from hatrack.support.ranges import require_range, require_types
 
 __all__ = [
@@ -212,7 +213,7 @@ class Embedding(MaskSource):
 
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw values from N(0, 1)."""
-        return torch.randn(weight.shape, generator=generator)
+        return torch.randn(weight.shape, generator=generator, dtype=DRAWN).to(type_of_choice(weight.dtype))
 
     def in_training(self, values: Tensor | None, progress: float) -> Tensor:
         """Return the gate at the scale of Eq. 3, whose gradient is compensated for that scale."""
@@ -274,7 +275,8 @@ class Scores(MaskSource):
     def start(self, weight: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw scores uniformly from ``±1/√fan_in``, as torch's layers begin."""
         bound = weight[0].numel() ** -0.5
-        return torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(weight.shape, dtype=DRAWN).uniform_(-bound, bound, generator=generator)
+        return drawn.to(type_of_choice(weight.dtype))
 
     def in_training(self, values: Tensor | None, progress: float) -> Tensor:
         """Return the present choice, with a gradient for every score."""

@@ -49,9 +49,11 @@ from hatrack.state.turns import Turns
 from hatrack.state.undo import Snapshot, all_or_nothing, refuses_written
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
-from hatrack.support.inputs import Inputs, device_of, map_tensors
+from hatrack.support.environment import describe_arithmetic
+from hatrack.support.inputs import Inputs, device_of, map_tensors, outside_inference
 from hatrack.support.interface import Interface
 from hatrack.support.layouts import lay_out, strides_of
+from hatrack.support.modes import plain_modes
 from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
 from hatrack.support.parameters import divided
@@ -107,7 +109,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     ) -> None:
         super().__init__()
         _require_attachable(backbone)
-        example_input = interface.accepted(example_input)
+        example_input = map_tensors(outside_inference, interface.accepted(example_input))
         state = StateOf(backbone)
         self.turns = Turns()
         self.backbone = backbone
@@ -702,6 +704,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         write_checkpoint(Path(path), self.to_checkpoint())
 
+    @plain_modes()
     def to_checkpoint(self) -> Checkpoint:
         """Return the content of a file: tensors and description.
 
@@ -732,6 +735,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             "settings": settings_in_json(self.backbone, masking.own_state.names),
             "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
             "probes": probes,
+            "arithmetic": describe_arithmetic(masking.device),
         }
         return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
 

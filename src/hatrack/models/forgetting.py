@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hatrack.growth.layers import Layer, draw_entries, measure_initial_scales, measure_moments
 from hatrack.masks import union
+from hatrack.support.parameters import DRAWN
 
 __all__ = ["Forgotten", "InitialDistribution", "report"]
 
@@ -76,7 +77,7 @@ class InitialDistribution:
                 layer, own, parameter.shape, parameter.detach(), self.initial_scales.get(name), generator
             )
         mean, deviation = self.moments.get(name, (0.0, 0.0))
-        drawn = torch.empty(parameter.shape).uniform_(-1.0, 1.0, generator=generator)
+        drawn = torch.empty(parameter.shape, dtype=DRAWN).uniform_(-1.0, 1.0, generator=generator)
         return (mean + 3**0.5 * deviation * drawn).to(parameter.device, parameter.dtype)
 
 

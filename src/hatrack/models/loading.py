@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hatrack.errors import CheckpointError, GuaranteeError, InputError, NewerFileError
+from hatrack.errors import DOES_NOT_RUN, CheckpointError, GuaranteeError, HatrackError, InputError, NewerFileError
 from hatrack.gating.attachment import attached_to
 from hatrack.growth.policy import Growth, Origin
 from hatrack.masks import Unmasked, conditioning_from, source_from
@@ -18,14 +18,16 @@ from hatrack.models.base import MaskedNetwork
 from hatrack.models.forgetting import Forgotten
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
+from hatrack.models.same_answers import other_settings, require_same_answers
 from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
-from hatrack.protection.structure import restore_settings, settings_in_json
-from hatrack.state.tryouts import agree
+from hatrack.protection.structure import restore_settings
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.support.example import Example
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
 from hatrack.support.layouts import lay_out
+from hatrack.support.modes import plain_modes, trainable
+from hatrack.support.names import in_one_line
 from hatrack.support.untrained import untrained_parameters
 from hatrack.units import Rule
 from hatrack.units.signatures import Signature
@@ -39,6 +41,7 @@ Build = Callable[[nn.Module, Inputs, Mapping[str, Any], Rules, Interface], Maske
 NetworkT = TypeVar("NetworkT", HATNetwork, WeightMaskedNetwork)
 
 
+@plain_modes()
 def load(
     path: str | Path,
     backbone: nn.Module,
@@ -57,12 +60,16 @@ def load(
         features: choice of the features, where it was a function; a key or an index is in the file.
         rules: the rules that were given to the saved network, if any.
 
+    Every task answers a fixed input as it did when it was saved. Outputs may differ by rounding; where torch, the kind
+    of device or its digits are others than the file says, up to 2 % of the largest, and a warning says by how much.
+
     Returns:
         The network, in training mode as every new module, with all its tasks and their protection.
 
     Raises:
-        CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone. The
-            backbone is as it was then, but for its weights, and for its widths if the saved one had grown.
+        CheckpointError: the file is missing, damaged, foreign or newer, or was saved with another backbone: other
+            modules, settings or code. The backbone is as it was then, but for its weights, and for its widths if the
+            saved one had grown.
         GuaranteeError: the file is whole, but what its tasks rely on is not what they were consolidated with.
         InputError: the backbone is no module, or is inside another network of masks; or heads or the choice of features
             are missing.
@@ -74,6 +81,7 @@ def load(
     return net
 
 
+@plain_modes()
 def load_as(
     kind: type[NetworkT],
     path: str | Path,
@@ -101,6 +109,7 @@ def load_as(
     return net
 
 
+@plain_modes()
 def forget_in_files(
     task: str,
     paths: Sequence[str | Path],
@@ -208,6 +217,7 @@ def _load(
     return network_from(path, checkpoint, backbone, heads=heads, features=features, rules=rules)
 
 
+@plain_modes()
 def network_from(
     path: Path,
     checkpoint: Checkpoint,
@@ -246,14 +256,17 @@ def network_from(
     if not _has_grown(described):  # else it may have to be widened before it matches
         _require_match(path, of_backbone, present)
     example = Example.from_json(described["example_input"]).batch()
+    settings = other_settings(described, backbone, own_heads)
     try:
         net = _BUILDERS[described["format"]](backbone, example, described, rules, interface)
         _grow_as_saved(net, described)
-    except InputError as error:
-        if not _has_grown(described) or attached_to(backbone) is not None:
+    except (HatrackError, *DOES_NOT_RUN) as error:
+        widened = isinstance(error, InputError) and _has_grown(described)
+        if attached_to(backbone) is not None or not (widened or settings):
             raise
-        reason = f"{path} was saved with another backbone: {error}"
-        raise CheckpointError(f"{reason}; build it exactly as it was") from error
+        reason = f"{error}" if widened else f"it cannot be attached ({in_one_line(error)})"
+        said = f"{_other_backbone(path, settings)}{';' if settings else ':'} {reason}"
+        raise CheckpointError(f"{said}; {_REMEDY}") from error
     for index, task in enumerate(described["tasks"]):
         head = own_heads.get(task["name"], task["num_classes"])
         opened = net.masking.open_task(task["name"], head, torch.Generator().manual_seed(0))  # overwritten below
@@ -265,13 +278,17 @@ def network_from(
     if "strides" in described:  # else it is of before, and parameters lie as they do
         lay_out(net, described["strides"])
     try:
-        _require_match(path, state, net.state_dict())
+        _require_match(path, state, net.state_dict(), settings)
         net.load_state_dict(state)
-        _require_same_answers(path, net, described)
+        require_same_answers(path, net, described)
     except GuaranteeError as error:
         net.detach()
         reason = "its protected entries are not those that its tasks were consolidated with"
-        raise GuaranteeError(f"{path}: {reason}; use an earlier copy") from error
+        if settings:  # by which other units may be found, and other entries be protected
+            said = f"{_other_backbone(path, settings)}; and with these {reason}"
+            raise CheckpointError(f"{said}; {_REMEDY}, or else use an earlier copy") from error
+        remedy = f"if code of the backbone has changed, {_REMEDY}; else use an earlier copy"
+        raise GuaranteeError(f"{path}: {reason}; {remedy}") from error
     except CheckpointError:
         net.detach()
         raise
@@ -301,6 +318,8 @@ def _own_heads(path: Path, tasks: Sequence[Mapping[str, Any]], heads: Mapping[st
         except CheckpointError as error:
             reason = str(error).partition(": ")[2].replace("build the backbone", "build the head")
             raise CheckpointError(f"{path}: the head of task {name!r} is another one: {reason}") from error
+    for head in heads.values():
+        trainable(head)
     return dict(heads)
 
 
@@ -321,58 +340,35 @@ def _require_same_untrained(path: Path, saved: Collection[str], present: Collect
             )
 
 
-_FAR = 0.02
-"""Largest deviation of outputs from saved ones, in parts of the largest: another device may compute otherwise."""
-
-_NEAR = 1e-5
-"""Likewise, where settings are others: rounding alone."""
+_REMEDY = "build it exactly as it was"
 
 
-def _require_same_answers(path: Path, net: MaskedNetwork[Any], described: Mapping[str, Any]) -> None:
-    """Check that all tasks give their saved logits: a stride or a slope may differ though all weights fit.
+def _other_backbone(path: Path, settings: Sequence[str]) -> str:
+    """Return the beginning of a message: a backbone is another one, and some of its settings are the likely cause."""
+    if not settings:
+        return f"{path} was saved with another backbone"
+    more = f" and {len(settings) - 3} more" if len(settings) > 3 else ""
+    return f"{path} was saved with another backbone, with other settings: {'; '.join(settings[:3])}{more}"
+
+
+def _require_match(
+    path: Path, file: Mapping[str, Any], network: Mapping[str, Any], settings: Sequence[str] = ()
+) -> None:
+    """Check that a file and a network hold tensors of the same names, shapes and types.
+
+    Args:
+        path: the file.
+        file: tensors of the file.
+        network: tensors of the network.
+        settings: settings that differ, by which other units may be found.
 
     Raises:
-        CheckpointError: some give others.
+        CheckpointError: they hold others.
     """
-    last = described["probe"]
-    saved = described.get("probes", {} if last is None else {last["task"]: last["logits"]})
-    others = _other_settings(net, described)
-    now = net.probes()
-    for task in saved.keys() & now.keys():
-        ours, theirs = torch.tensor(now[task]), torch.tensor(saved[task])
-        if others and not agree(ours, theirs, _NEAR):
-            raise CheckpointError(
-                f"{path} was saved with other settings: {'; '.join(others[:3])}; and task {task!r} gives other outputs "
-                "with these; build the backbone and heads exactly as they were"
-            )
-        if not agree(ours, theirs, _FAR):
-            raise CheckpointError(
-                f"{path} was saved with another backbone: its weights fit, but task {task!r} gives other outputs; "
-                "build the backbone exactly as it was"
-            )
-
-
-def _other_settings(net: MaskedNetwork[Any], described: Mapping[str, Any]) -> list[str]:
-    """Return how settings of the backbone and of heads differ from those in a file, in words."""
-    backbone = settings_in_json(net.backbone, net.masking.own_state.names)
-    pairs = [("", described.get("settings", {}), backbone)]
-    for state, task in zip(net.tasks, described["tasks"], strict=True):
-        if "settings" in task:
-            pairs.append((f"the head of task {state.name!r}", task["settings"], settings_in_json(state.head)))
-    return [
-        f"{' '.join(filter(None, (whose, name)))}.{key} was {value!r} and is {present[name][key]!r}".lstrip(".")
-        for whose, saved, present in pairs
-        for name, settings in saved.items()
-        for key, value in settings.items()
-        if key in present.get(name, {}) and present[name][key] != value
-    ]
-
-
-def _require_match(path: Path, file: Mapping[str, Any], network: Mapping[str, Any]) -> None:
-    """Check that a file and a network hold tensors of the same names, shapes and types."""
     difference = next(_differences(file, network), None)
     if difference is not None:
-        raise CheckpointError(f"{path} was saved with another backbone: {difference}; build it exactly as it was")
+        said = f"{_other_backbone(path, settings)}{';' if settings else ':'} {difference}"
+        raise CheckpointError(f"{said}; {_REMEDY}")
 
 
 def _differences(file: Mapping[str, Any], network: Mapping[str, Any]) -> Iterator[str]:

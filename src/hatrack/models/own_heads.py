@@ -16,6 +16,7 @@ from hatrack.masks.tasks import TaskState
 from hatrack.state.movement import StateOf, copy_of, movement_of, without_trace
 from hatrack.state.tryouts import memory_of
 from hatrack.support.inputs import tensor_of, tensors_in
+from hatrack.support.modes import trainable
 from hatrack.support.names import in_one_line
 from hatrack.units.computed import computed_weights, why_it_moves
 
@@ -46,6 +47,7 @@ def require_usable_head(net: MaskedNetwork[StateT], name: str, head: int | nn.Mo
     """
     if not isinstance(head, nn.Module):
         return
+    trainable(head)
     whose = f"the head of task {name!r}"
     if isinstance(head, torch.jit.ScriptModule):
         raise InputError(f"{whose} is a scripted module, which cannot be looked into; give the module it was made of")

@@ -22,6 +22,7 @@ from hatrack.models.answering import ask, logits_of
 from hatrack.models.masking import Masking
 from hatrack.state.tryouts import random_like, says_something
 from hatrack.support.inputs import Inputs, are_alike, tensor_of
+from hatrack.support.modes import plain_modes
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["cut_units", "extract_units", "extract_weights", "take_out", "take_whole"]
 
 
+@plain_modes()
 @torch.no_grad()
 def take_out(
     net: MaskedNetwork[StateT], task: str, example: Inputs | None, build: Callable[[Any, StateT], CompactNetwork]

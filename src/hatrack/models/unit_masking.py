@@ -44,6 +44,7 @@ from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs, Kind, device_of, map_tensors
 from hatrack.support.interface import Interface
+from hatrack.support.parameters import DRAWN, type_of_choice
 from hatrack.units import Role, Rule, Trace, UnitGraph, are_same, why_not_extended
 from hatrack.units.signatures import Signature
 from hatrack.units.versions import version_of_rules
@@ -307,7 +308,8 @@ class UnitMasking(Masking[UnitTask]):
         reference = next((p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0))
         features = len(self.graph.features().units)
         own = head if isinstance(head, nn.Module) else linear_head(features, head, generator)  # drawn before the rest
-        embedding = torch.randn(self.graph.num_units, generator=generator)
+        drawn = torch.randn(self.graph.num_units, generator=generator, dtype=DRAWN)
+        embedding = drawn.to(type_of_choice(reference.dtype))
         shares_norms = self.settings.batch_norms is BatchNorms.SHARED and len(self.tasks) > 0
         norms = {} if shares_norms else self.attachment.copy_norms()
         num_classes = None if isinstance(head, nn.Module) else head
@@ -373,7 +375,7 @@ class UnitMasking(Masking[UnitTask]):
     def regularization(self) -> Tensor:
         """Return the share of the free units that the task in training uses (Eq. 5, or its like), a scalar."""
         state = self.tasks.require_training("regularization")
-        dtype = torch.get_default_dtype() if state.is_settled else state.embedding.dtype
+        dtype = torch.float32 if state.is_settled else state.embedding.dtype
         attention = self.attention(state).to(dtype)
         if self.settings.regularizer in (Regularization.WEIGHTED_L1, Regularization.LAYERED_L1):
             prices, total = self._prices(attention.dtype)

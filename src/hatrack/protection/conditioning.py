@@ -91,7 +91,7 @@ class Adaptive:
             attention: the present task's, ``(U,)``.
             cumulative: that of all earlier tasks, ``(U,)``.
         """
-        attention = attention.to(torch.get_default_dtype())
+        attention = attention.to(torch.float32)
         shares = attention.new_empty(graph.num_units + 1)
         shares[-1] = functional.attention_regularization(attention, cumulative)
         for group in graph.groups:
@@ -157,7 +157,7 @@ def dampers(
         none: attention without any task, ``(U,)``.
         scaled: what they scale.
     """
-    uses = torch.stack([mask.to(torch.get_default_dtype()) for mask in masks]).sum(0) if masks else none.float()
+    uses = torch.stack([mask.to(torch.float32) for mask in masks]).sum(0) if masks else none.float()
     uses = torch.cat([uses, uses.new_tensor([len(masks)])])  # all tasks use entries without a unit
     result = {}
     for name, shape in shapes.items():

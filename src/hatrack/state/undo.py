@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hatrack.errors import UnsupportedError
 from hatrack.state.comparing import is_same_tensor
+from hatrack.support.modes import plain_modes, trainable
 
 __all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "copies_of", "leaves_modes", "refuses_written"]
 
@@ -285,7 +286,7 @@ class Snapshot:
 def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], MethodT]:
     """Decorate a method of a network so that an error restores the network and its optimizers.
 
-    Other threads ask before or after it.
+    Other threads ask before or after it. It runs outside of mixed precision and of inference mode.
 
     Args:
         values_of: returns the tensors that the method writes into; None where it replaces tensors only.
@@ -307,9 +308,8 @@ def all_or_nothing(values_of: Selector | None = None) -> Callable[[MethodT], Met
             generator = kwargs.get("generator")
             drawn = None if generator is None else generator.get_state()
             try:
-                if not torch.is_inference_mode_enabled():
-                    return method(network, *args, **kwargs)
-                with torch.inference_mode(False), torch.no_grad():  # what is made there could never be trained
+                grad = torch.is_grad_enabled()
+                with plain_modes(), torch.set_grad_enabled(grad):  # what is made there could never be trained
                     return method(network, *args, **kwargs)
             except BaseException as error:
                 _drop_inference_guards(error)
@@ -343,23 +343,25 @@ def leaves_modes(method: MethodT) -> MethodT:
 
 
 def attaches_or_not(constructor: MethodT) -> MethodT:
-    """Decorate a network's constructor so that an error restores the backbone."""
+    """Decorate a network's constructor so that an error restores the backbone; it runs outside of torch's contexts."""
 
     @functools.wraps(constructor)
     def wrapped(network: Any, backbone: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(backbone, nn.Module):
             constructor(network, backbone, *args, **kwargs)
             return
-        snapshot, outer = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()]), _BEFORE.get()
-        try:
-            _BEFORE.set(snapshot)
-            constructor(network, backbone, *args, **kwargs)
-        except BaseException as error:
-            _drop_inference_guards(error)
-            snapshot.restore()
-            raise
-        finally:
-            _BEFORE.set(outer)
+        with plain_modes():
+            trainable(backbone)
+            snapshot, outer = Snapshot(backbone, values_of=[*backbone.parameters(), *backbone.buffers()]), _BEFORE.get()
+            try:
+                _BEFORE.set(snapshot)
+                constructor(network, backbone, *args, **kwargs)
+            except BaseException as error:
+                _drop_inference_guards(error)
+                snapshot.restore()
+                raise
+            finally:
+                _BEFORE.set(outer)
 
     return cast(MethodT, wrapped)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from hatrack import __version__
 
-__all__ = ["describe_environment", "deterministic_cuda"]
+__all__ = ["describe_arithmetic", "describe_environment", "deterministic_cuda"]
 
 
 def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -31,10 +32,39 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": _name_of(device),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def describe_arithmetic(device: torch.device) -> dict[str, str]:
+    """Describe what numbers are computed with, as far as more than the order of sums depends on it.
+
+    Args:
+        device: device of the network.
+
+    Returns:
+        Version of torch, kind of CPU or name of the GPU, and the digits that products of float32 have there.
+    """
+    return {
+        "torch": torch.__version__,
+        "device": _name_of(device),
+        "float32": ", ".join(_digits_of_products(device)),
+    }
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _digits_of_products(device: torch.device) -> list[str]:
+    """Return the precision of products and convolutions of float32 on a device: all digits, TF32 or bfloat16."""
+    of_gpu = ("cuda.matmul", "cudnn.conv", "cudnn.rnn")
+    libraries = of_gpu if device.type == "cuda" else ("mkldnn.matmul", "mkldnn.conv")
+    if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+        return [torch.get_float32_matmul_precision(), f"cudnn tf32 {torch.backends.cudnn.allow_tf32}"]
+    return [f"{name} {attrgetter(name)(torch.backends).fp32_precision}" for name in libraries]
 
 
 def deterministic_cuda() -> torch.device:

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.support.compilers import start_compilers_inside
+from hatrack.support.parameters import DRAWN
 
 __all__ = ["apply_head", "linear_head", "pad_classes"]
 
 
 def linear_head(features: int, num_classes: int, generator: torch.Generator | None = None) -> nn.Linear:
-    """Make a linear layer with torch's usual initialisation, U(−1/√F, 1/√F).
+    """Make a linear layer of float32 with torch's usual initialisation, U(−1/√F, 1/√F).
 
     Args:
         features: number of inputs, F.
@@ -21,8 +22,9 @@ def linear_head(features: int, num_classes: int, generator: torch.Generator | No
     """
     layer = nn.Linear(features, num_classes, device="meta")  # which draws nothing from torch's global generator
     bound = features**-0.5 if features else 0.0
-    layer.weight = nn.Parameter(torch.empty(num_classes, features).uniform_(-bound, bound, generator=generator))
-    layer.bias = nn.Parameter(torch.empty(num_classes).uniform_(-bound, bound, generator=generator))
+    weight, bias = (torch.empty(shape, dtype=DRAWN) for shape in ((num_classes, features), (num_classes,)))
+    layer.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
+    layer.bias = nn.Parameter(bias.uniform_(-bound, bound, generator=generator))
     return layer
 
 

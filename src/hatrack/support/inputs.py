@@ -17,6 +17,7 @@ __all__ = [
     "Nested",
     "TensorKind",
     "are_alike",
+    "constants_in",
     "detached",
     "device_of",
     "has_shape",
@@ -26,6 +27,7 @@ __all__ = [
     "kind_of",
     "kind_to_json",
     "map_tensors",
+    "outside_inference",
     "require_dense",
     "tensor_kinds",
     "tensor_of",
@@ -71,6 +73,34 @@ def map_tensors(change: Callable[[Tensor], Any], tree: Any) -> Any:
         branches = [map_tensors(change, branch) for branch in tree]
         return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
     return tree
+
+
+def constants_in(tree: Any, path: str = "") -> dict[str, Any]:
+    """Return what among nested inputs is no tensor, by its place: ``flag``, or ``options.0``.
+
+    Args:
+        tree: the inputs.
+        path: place of the inputs in others.
+    """
+    if isinstance(tree, Tensor):
+        return {}
+    if isinstance(tree, Mapping):
+        branches = [(str(key), branch) for key, branch in tree.items()]
+    elif isinstance(tree, (tuple, list)):
+        branches = [(str(index), branch) for index, branch in enumerate(tree)]
+    else:
+        return {path: tree}
+    found = [constants_in(branch, f"{path}.{key}" if path else key) for key, branch in branches]
+    return {place: value for each in found for place, value in each.items()}
+
+
+def outside_inference(tensor: Tensor) -> Tensor:
+    """Return a tensor that gradients can be computed with: one that was made in inference mode is copied.
+
+    Args:
+        tensor: the tensor; called outside of inference mode.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def require_dense(tensor: Tensor) -> None:

@@ -1,18 +1,63 @@
-"""Temporary evaluation mode, dropout in it, and statistics of batch norms gathered in it."""
+"""Temporary modes: evaluation, dropout and gathered statistics in it, and none of torch's contexts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from hatrack.errors import InputError
 
-__all__ = ["dropping", "evaluation_mode", "fresh_statistics"]
+__all__ = ["dropping", "evaluation_mode", "fresh_statistics", "plain_modes", "trainable"]
+
+_CASTING = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that mixed precision is switched on for."""
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """While this lasts, torch computes as outside of ``torch.autocast`` and ``torch.inference_mode``.
+
+    A network that is attached, read or changed inside of such a context is the same as outside: numbers have their
+    digits, and what is made can be trained. Also a decorator.
+    """
+    casting = [kind for kind in _CASTING if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack:
+        for kind in casting:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if casting:  # at the end, or calls in the context around would compute with the weights of before
+            stack.callback(torch.clear_autocast_cache)
+        yield
+
+
+def trainable(module: nn.Module) -> None:
+    """Replace tensors of a module that were made in inference mode, with which torch trains nothing, by copies.
+
+    Parameters that several modules share stay shared.
+
+    Args:
+        module: the module; called outside of inference mode.
+    """
+    copies: dict[int, Tensor] = {}
+    for part in module.modules():
+        for table in (part._parameters, part._buffers, vars(part)):
+            for name, value in list(table.items()):
+                if isinstance(value, Tensor) and not is_lazy(value) and value.is_inference():
+                    if id(value) not in copies:
+                        copies[id(value)] = _copied(value)
+                    setattr(part, name, copies[id(value)])  # by which recurrent layers note it, too
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
 @contextmanager
