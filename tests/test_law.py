@@ -408,7 +408,8 @@ def test_a_hundred_tasks_on_a_tiny_network() -> None:
 def test_channels_last(kind: str) -> None:
     net = attach(kind)
     learn(net, "old")
-    net = net.to(memory_format=torch.channels_last)
+    with pytest.warns(UserWarning, match="values lie otherwise in memory now"):
+        net = net.to(memory_format=torch.channels_last)
     x, _ = easy_task(net.example_shape[1:], 0)
     x = x.to(memory_format=torch.channels_last)
     promised = logits(net, x, "old")

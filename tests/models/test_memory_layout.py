@@ -166,6 +166,27 @@ def test_what_cannot_be_loaded_leaves_the_layout(kind: Any) -> None:
     assert torch.equal(ask(net), promised)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_steps_go_on_after_a_change_of_the_layout(layout: torch.memory_format, kind: Any) -> None:
+    """Torch pairs what such an optimizer remembers with other entries then."""
+    (other,) = (each for each in LAYOUTS if each is not layout)
+    trained = []
+    for fused in (True, False):
+        net = attach(kind, layout)
+        net.add_task("a", 2, generator=torch.Generator().manual_seed(0))
+        optimizer = net.protect(torch.optim.AdamW(net.task_parameters("a"), lr=0.1, eps=1e-3, fused=fused))
+        for number in range(4):
+            if number == 2:
+                net.to(memory_format=other)
+            optimizer.zero_grad()
+            net.train()(X, "a").square().mean().backward()
+            for parameter in net.parameters():  # as torch's own fused optimizers need it
+                parameter.grad = None if parameter.grad is None else torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+        trained.append(net.backbone[0].weight.detach())
+    assert torch.allclose(*trained, atol=1e-3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_any_order_of_axes_is_recorded_and_restored(shape: list[int], random: Any) -> None:

@@ -214,3 +214,43 @@ def test_the_share_that_dropout_drops_may_follow_a_schedule_where_old_tasks_drop
     with pytest.warns(UserWarning, match=r"2\.p \(0\.1 before, 0\.7 now\): task 'old' answers otherwise"):
         network.train()(X, "new")
     assert forgotten
+
+
+class Box(nn.Module):
+    """Head of several outputs, with a slope and a rate of dropout as settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.drop, self.out = nn.LeakyReLU(0.1), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        y = self.out(self.drop(self.act(features)))
+        return {"class": y[:, :2], "size": y[:, 2:]}
+
+
+HEADS: dict[str, Callable[[Box], object]] = {
+    r"tasks\.1\.head\.act\.negative_slope \(0\.1 before, 0\.9 now\)": lambda head: setattr(
+        head.act, "negative_slope", 0.9
+    ),
+    r"the hooks of tasks\.1\.head\.out": lambda head: head.out.register_forward_hook(lambda _m, _x, y: y + 1),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_settings_of_own_heads_are_watched(kind: type, what: str) -> None:
+    torch.manual_seed(0)
+    network = kind(Scaled(), torch.zeros(2, 6))
+    for name, own in (("one", {"num_classes": 2}), ("own", {"head": Box()})):
+        network.add_task(name, **own)
+        network.consolidate(name)
+    first, promised = network.eval()(X, "one"), network(X, "own")
+    head = network.tasks[1].head
+    head.drop.p = 0.1  # which matters in training alone
+    assert torch.equal(network(X, "own")["class"], promised["class"])
+    HEADS[what](head)
+    assert torch.equal(network(X, "one"), first)  # of which nothing is said
+    with pytest.warns(UserWarning, match=f"^{what}: task 'own' answers otherwise") as found:
+        changed = network(X, "own")
+    assert found[0].filename == __file__
+    assert not torch.equal(changed["class"], promised["class"])

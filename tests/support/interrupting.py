@@ -191,9 +191,9 @@ def _with_task(kind: str) -> Case:
 def _to_load(kind: str) -> Case:
     net = learned(kind)
     net.add_task("new", 2)
-    state = copy.deepcopy(net.state_dict())
-    net.consolidate("new")
-    return Case(net, None, state)
+    finished = copy.deepcopy(net)
+    finished.consolidate("new")
+    return Case(net, None, finished.state_dict())
 
 
 def _adding(case: Case) -> None:

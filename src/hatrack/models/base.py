@@ -781,6 +781,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             )
         self.masking.example_input = self.masking.example_input.converted(fn)
         protection.report_layouts(stacklevel=6)
+        protection.hooks.lay_memory_out()
         self.renew_protection()
         if converting:
             protection.renew_digests()
@@ -852,6 +853,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 )
             if strides is not None:  # only now, since parameters may be others (assign=True)
                 lay_out(self, strides)
+                self.protection.hooks.lay_memory_out()
             self.renew_protection()
             moved = self.protection.find_moved()
             if moved:

@@ -29,7 +29,7 @@ from hatrack.state.twins import twin
 from hatrack.state.undo import UndoLog
 from hatrack.support.compilers import keep_compilers_out
 from hatrack.support.example import Example
-from hatrack.support.inputs import Inputs, Kind, TensorKind, has_shape, kind_of, map_tensors
+from hatrack.support.inputs import Inputs, Kind, TensorKind, has_shape, kind_of, map_tensors, tensor_of
 from hatrack.support.interface import Interface
 from hatrack.support.modes import evaluation_mode
 from hatrack.support.untrained import untrained_norms, untrained_parameters
@@ -65,7 +65,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         interface: how the backbone is called, and what of its result are its features.
         example_input: record of the example input.
         own_state: buffers of the backbone that runs move, of which every task has its own.
-        watch: watch on settings and hooks of the backbone and of tasks' norms.
+        watch: watch on settings and hooks of the backbone and of tasks' own parts.
         origin: widths and initial scales of the backbone before it was ever widened; None until it is analysed.
         untrained: names of the backbone's parameters that had ``requires_grad=False`` when it was attached.
     """
@@ -239,7 +239,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         Raises:
             UnsupportedError: the guarantee would not hold for such calls.
         """
-        before = self.watch.before_change([self.owner_of_norms(state) for state in states])
+        before = self.watch.before_change([*states, *map(self.owner_of_norms, states)])
         if before is not None and before.backbone is not None:
             self.forget_calls()  # any of them may do something else now
         self.admit_kind(x, change)
@@ -263,7 +263,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         """Return the task whose norms a task uses: itself, or the first one."""
 
     def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module, TaskList[Any]], None]) -> list[str]:
-        """Return the names of consolidated tasks whose features of a batch are others on a changed network.
+        """Return the names of consolidated tasks that answer otherwise for a batch in a changed network.
 
         Args:
             x: the batch.
@@ -276,6 +276,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             change(changed.backbone, changed.tasks)
             for state, other in zip(present.tasks.consolidated, changed.tasks.consolidated, strict=True):
                 now, then = present.features(x, state), changed.features(x, other)
+                if state.num_classes is None:
+                    now, then = tensor_of(state.classify(now)), tensor_of(other.classify(then))
                 if not torch.equal(now.nan_to_num(), then.nan_to_num()):
                     names.append(state.name)
         return names

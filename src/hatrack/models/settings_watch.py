@@ -1,4 +1,4 @@
-"""Watch on settings and hooks of a backbone and of tasks' norms, which no mask protects: what changes is said."""
+"""Watch on settings and hooks of a backbone and of tasks' own parts, which no mask protects: what changes is said."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class SettingsBefore:
 
     Attributes:
         backbone: those of the backbone; None where they are as before.
-        tasks: those of tasks' norms, by the index of the task.
+        tasks: those of tasks' norms and own heads, by the index of the task and the name of the part.
     """
 
     backbone: Controls | None
-    tasks: Mapping[int, Controls]
+    tasks: Mapping[tuple[int, str], Controls]
 
     def put_back_backbone(self, backbone: nn.Module, _: TaskList[Any]) -> None:
         """Give a copy of the backbone the settings and hooks of before."""
@@ -35,9 +35,9 @@ class SettingsBefore:
             self.backbone.put_back(backbone)
 
     def put_back_tasks(self, _: nn.Module, tasks: TaskList[Any]) -> None:
-        """Give norms of copies of the tasks the settings and hooks of before."""
-        for index, controls in self.tasks.items():
-            controls.put_back(tasks[index].get_submodule("batch_norms"))
+        """Give parts of copies of the tasks the settings and hooks of before."""
+        for (index, part), controls in self.tasks.items():
+            controls.put_back(tasks[index].get_submodule(part))
 
 
 class _Record:
@@ -77,7 +77,7 @@ class SettingsWatch:
     def __init__(self, backbone: nn.Module, tasks: TaskList[Any]) -> None:
         self._backbone, self._tasks = backbone, tasks
         self._of_backbone = _Record(backbone)
-        self._of_tasks: dict[str, _Record] = {}
+        self._of_tasks: dict[str, dict[str, _Record]] = {}  # by the name of the task and of the part
 
     def record(self, moving: Collection[str]) -> None:
         """Record the present settings and hooks of the backbone.
@@ -88,14 +88,11 @@ class SettingsWatch:
         self._of_backbone = _Record(self._backbone, moving)
 
     def record_tasks(self) -> None:
-        """Record the settings and hooks of the norms of tasks that were consolidated since the last time."""
-        known = self._of_tasks
-        self._of_tasks = {}
+        """Record the settings and hooks of norms and own heads of tasks consolidated since the last time."""
+        known, self._of_tasks = self._of_tasks, {}
         for state in self._tasks.consolidated:
-            norms, record = state.batch_norms, known.get(state.name)
-            if record is None or record.part is not norms:
-                record = _Record(norms, [f"{index}.num_features" for index in range(len(norms))])  # as widening does
-            self._of_tasks[state.name] = record
+            before = known.get(state.name, {})
+            self._of_tasks[state.name] = {part: _record_of(state, part, before.get(part)) for part in _parts_of(state)}
 
     def before_change(self, states: Sequence[TaskState]) -> SettingsBefore | None:
         """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None.
@@ -104,12 +101,17 @@ class SettingsWatch:
             states: the tasks that are asked.
         """
         of_backbone = self._of_backbone.before_change()
-        asked = [self._of_tasks[state.name] for state in states if state.name in self._of_tasks]
+        names = dict.fromkeys(state.name for state in states)
+        asked = (record for name in names for record in self._of_tasks.get(name, {}).values())
         if of_backbone is None and not any(record.before_change() for record in asked):
             return None
-        records = {i: self._of_tasks[s.name] for i, s in enumerate(self._tasks) if s.name in self._of_tasks}
-        of_tasks = {index: record.before_change() for index, record in records.items()}
-        return SettingsBefore(of_backbone, {i: controls for i, controls in of_tasks.items() if controls is not None})
+        records = {
+            (index, part): record
+            for index, state in enumerate(self._tasks)
+            for part, record in self._of_tasks.get(state.name, {}).items()
+        }
+        of_tasks = {place: record.before_change() for place, record in records.items()}
+        return SettingsBefore(of_backbone, {at: controls for at, controls in of_tasks.items() if controls is not None})
 
     def take_up(
         self,
@@ -132,12 +134,26 @@ class SettingsWatch:
         if before.tasks:
             found = tasks_changed_by(before.put_back_tasks)
             names = self._tasks.names
-            for index, controls in before.tasks.items():
-                altered += controls.altered(f"tasks.{index}.batch_norms") if found else []
-                self._of_tasks[names[index]].take_up(controls if found else None)
+            for (index, part), controls in before.tasks.items():
+                altered += controls.altered(f"tasks.{index}.{part}") if found else []
+                self._of_tasks[names[index]][part].take_up(controls if found else None)
             others = [name for name in names if name in (*others, *found)]
         if others:
             _warn(altered, others)
+
+
+def _parts_of(state: TaskState) -> tuple[str, ...]:
+    """Return the names of a task's parts that have settings; a linear head is computed without its hooks."""
+    return ("batch_norms",) if state.num_classes is not None else ("batch_norms", "head")
+
+
+def _record_of(state: TaskState, part: str, known: _Record | None) -> _Record:
+    """Return the record of a part of a task: the one that is known, or a new one."""
+    module = state.get_submodule(part)
+    if known is not None and known.part is module:
+        return known
+    widened = [f"{name}.num_features" for name, _ in module.named_children()] if part == "batch_norms" else []
+    return _Record(module, widened)
 
 
 def _warn(altered: list[str], tasks: list[str]) -> None:

@@ -22,7 +22,7 @@ from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
 from hatrack.protection.versions import CountsSteps, VersionWatch, count_step, has_closure
-from hatrack.support.layouts import lay_gradients_out
+from hatrack.support.layouts import lay_gradients_out, lay_memory_out
 
 __all__ = ["OptimizerHooks", "keeps_entries_without_gradient"]
 
@@ -142,6 +142,11 @@ class OptimizerHooks(CountsSteps):
     def optimizers(self) -> list[Optimizer]:
         """Return the optimizers that have the hooks and are still in use."""
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+
+    def lay_memory_out(self) -> None:
+        """Lay out what optimizers remember of parameters as these lie in memory, after their layout has changed."""
+        for optimizer in self.optimizers():
+            lay_memory_out(optimizer)
 
     def remove(
         self, parameters: Sequence[nn.Parameter], erased: Mapping[nn.Parameter, Tensor] = MappingProxyType({})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 
-__all__ = ["laid_out_like", "lay_gradients_out", "lay_out", "memory_format_of", "strides_of"]
+__all__ = ["laid_out_like", "lay_gradients_out", "lay_memory_out", "lay_out", "memory_format_of", "strides_of"]
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
@@ -98,6 +98,17 @@ def _is_dense(shape: torch.Size, strides: Sequence[int]) -> bool:
             return False
         step *= size
     return True
+
+
+def lay_memory_out(optimizer: Optimizer) -> None:
+    """Lay out what an optimizer remembers of parameters as these lie in memory; no number changes.
+
+    Fused optimizers of torch pair numbers by their places in memory.
+    """
+    for parameter, memory in optimizer.state.items():
+        for name, value in list(memory.items()) if isinstance(parameter, Tensor) and isinstance(memory, dict) else ():
+            if isinstance(value, Tensor) and (laid := laid_out_like(parameter, value)) is not value:
+                memory[name] = laid
 
 
 def lay_gradients_out(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
