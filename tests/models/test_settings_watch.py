@@ -182,40 +182,6 @@ def test_hooks_that_only_observe_are_not_held_against_anyone(kind: type) -> None
     handle.remove()
 
 
-class AlwaysDropping(nn.Dropout):
-    """Drops in evaluation mode, too, as for an estimate of uncertainty."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop the same values in every call."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return F.dropout(x, self.p, training=True)
-
-
-@pytest.mark.parametrize("kind", [nn.Dropout, AlwaysDropping])
-def test_the_share_that_dropout_drops_may_follow_a_schedule_where_old_tasks_drop_nothing(
-    kind: type[nn.Dropout], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbone = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), kind(0.1), nn.Linear(8, 8))
-    network = hatrack.HATNetwork(backbone, torch.zeros(2, 6))
-    network.add_task("old", 2)
-    network.consolidate("old")
-    network.add_task("new", 2)
-    network.train()(X, "new")
-    old = network.eval()(X, "old")
-    forgotten: list[int] = []
-    monkeypatch.setattr(network.masking.calls, "forget", lambda: forgotten.append(1))
-    backbone[2].p = 0.7
-    if kind is nn.Dropout:
-        network.train()(X, "new")
-        assert not forgotten, "no call is followed anew"
-        assert torch.equal(network.eval()(X, "old"), old)
-        return
-    with pytest.warns(UserWarning, match=r"2\.p \(0\.1 before, 0\.7 now\): task 'old' answers otherwise"):
-        network.train()(X, "new")
-    assert forgotten
-
-
 class Box(nn.Module):
     """Head of several outputs, with a slope and a rate of dropout as settings."""
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from hatrack.state.comparing import PLAIN_VALUES
 
@@ -158,11 +157,11 @@ class Controls:
         return (*before, -1, *after)
 
     def are_altered(self) -> bool:
-        """Return whether any setting or hook has changed."""
+        """Return whether any setting or hook has changed, hatrack's own hooks and the order of all among them."""
         return any(
-            (_all_hooks_of(part) != together and self._hooks_of(part) != hooks)
+            _all_hooks_of(part) != together
             or any(_is_other(vars(part).get(key), value) for key, value in settings.items())
-            for (_, part, settings, hooks), together in zip(self._parts, self._all_hooks, strict=True)
+            for (_, part, settings, _), together in zip(self._parts, self._all_hooks, strict=True)
         )
 
     def altered(self, place: str = "") -> list[str]:
@@ -258,13 +257,7 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering:
     if isinstance(part, _NormBase) and not gathering:
         # Of statistics, which old tasks do not gather; it changes while these are gathered anew.
         own.pop("momentum", None)
-    if isinstance(part, _DropoutNd) and _is_of_torch(type(part)) and not gathering:
-        own.pop("p", None)  # old tasks drop nothing, whatever the share; schedules change it at every step
     return {key: value for key, value in own.items() if _is_setting(value)}
-
-
-def _is_of_torch(kind: type[nn.Module]) -> bool:
-    return kind.forward.__module__ == _DropoutNd.__module__
 
 
 def _is_other(present: Any, value: Any) -> bool:
