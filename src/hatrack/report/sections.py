@@ -16,8 +16,7 @@ from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
-from hatrack.report.writers import beside as evenly_said
-from hatrack.report.writers import display, number
+from hatrack.report.writers import display, mean_and_deviation, number
 
 __all__ = [
     "beside",
@@ -150,9 +149,9 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
         runs: the runs.
         outcome: who is best; None as for :func:`cards`.
     """
-    sentences = [f"{capitalized(runs.conditions)}."] if runs.conditions else []
-    if runs.metric is not None and runs.unequal:
-        return [f"{capitalized(runs.conditions)}. Make the runs with the same settings to rank them."]
+    sentences = [f"{capitalized(runs.note_on_conditions)}."] if runs.note_on_conditions else []
+    if runs.metric is not None and runs.unequal_settings:
+        return [f"{capitalized(runs.note_on_conditions)}. Make the runs with the same settings to rank them."]
     if outcome is None:
         why = runs.different
         return [
@@ -203,7 +202,7 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
     deviation = None
     if spread is not None and value is not None:
-        text, deviation = evenly_said(value, spread, column.kind)
+        text, deviation = mean_and_deviation(value, spread, column.kind)
     return {
         "text": text,
         "kind": column.kind.value,

@@ -55,10 +55,10 @@ def verdict(runs: Runs) -> Verdict:
             so that there is none.
     """
     metric = runs.require_metric()
-    if runs.unequal:
+    if runs.unequal_settings:
         raise InputError(
             f"no method is called ahead of another, since runs differ in settings that are not a method's own "
-            f"({runs.unequal}); make the runs with the same, or report on each alone"
+            f"({runs.unequal_settings}); make the runs with the same, or report on each alone"
         )
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
@@ -145,7 +145,7 @@ def timing(runs: Runs) -> Table:
         Kind.RATIO.column("times_sgd", "times sgd"),
     )
     known = columns if plain else columns[:-1]
-    return Table("timing", "Training and testing time", known, tuple(rows), runs.times)
+    return Table("timing", "Training and testing time", known, tuple(rows), runs.note_on_times)
 
 
 def _lead(runs: Runs, best: str, second: str) -> Interval | None:
