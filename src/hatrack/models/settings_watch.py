@@ -19,23 +19,23 @@ __all__ = ["SettingsBefore", "SettingsWatch"]
 
 @dataclass(frozen=True)
 class SettingsBefore:
-    """Settings and hooks that tasks depend on, where they were changed since.
+    """Settings and hooks that tasks depend on, of all parts where something was changed since.
 
     Attributes:
         backbone: those of the backbone; None where they are as before.
-        tasks: those of tasks' norms, by the index of the task.
+        tasks: those of tasks' norms, by the index of the task; tasks whose norms are as before are left out.
     """
 
     backbone: Controls | None
     tasks: Mapping[int, Controls]
 
     def put_back_backbone(self, backbone: nn.Module, _: TaskList[Any]) -> None:
-        """Give a copy of the backbone the settings and hooks of before."""
+        """Give a twin of the backbone the settings and hooks of before."""
         if self.backbone is not None:
             self.backbone.put_back(backbone)
 
     def put_back_tasks(self, _: nn.Module, tasks: TaskList[Any]) -> None:
-        """Give norms of copies of the tasks the settings and hooks of before."""
+        """Give norms of twins of the tasks the settings and hooks of before."""
         for index, controls in self.tasks.items():
             controls.put_back(tasks[index].get_submodule("batch_norms"))
 
@@ -45,25 +45,25 @@ class _Record:
 
     Args:
         part: the part.
-        moving: names of attributes that runs themselves change, or the network.
+        moving: names of attributes that runs, or the network itself, change.
     """
 
     def __init__(self, part: nn.Module, moving: Collection[str] = ()) -> None:
         self.part, self._moving = part, moving
         self._seen = Controls(part, moving, is_gate)
-        self._promised: Controls | None = None  # what tasks depend on, where it was changed since
+        self._relied_on: Controls | None = None  # by tasks; None where that is what was seen last
 
     def before_change(self) -> Controls | None:
-        """Return the record that tasks depend on, where something has changed since the last one; else None."""
-        return (self._promised or self._seen) if self._seen.are_altered() else None
+        """Return what tasks depend on, where something has changed since the last record; else None."""
+        return (self._relied_on or self._seen) if self._seen.are_altered() else None
 
-    def take_up(self, promised: Controls | None) -> None:
+    def take_up(self, relied_on: Controls | None) -> None:
         """Record the present settings and hooks.
 
         Args:
-            promised: what tasks depend on; None for the present ones.
+            relied_on: what tasks depend on; None for the present ones.
         """
-        self._promised, self._seen = promised, Controls(self.part, self._moving, is_gate)
+        self._relied_on, self._seen = relied_on, Controls(self.part, self._moving, is_gate)
 
 
 class SettingsWatch:
@@ -94,14 +94,15 @@ class SettingsWatch:
         for state in self._tasks.consolidated:
             norms, record = state.batch_norms, known.get(state.name)
             if record is None or record.part is not norms:
-                record = _Record(norms, [f"{index}.num_features" for index in range(len(norms))])  # as widening does
+                moving = [f"{index}.num_features" for index in range(len(norms))]  # which widening changes
+                record = _Record(norms, moving)
             self._of_tasks[state.name] = record
 
     def before_change(self, states: Sequence[TaskState]) -> SettingsBefore | None:
-        """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None.
+        """Return what tasks depend on, where a setting or hook has changed since the last record; else None.
 
         Args:
-            states: the tasks that are asked.
+            states: the tasks that are asked. Changes of the norms of other tasks alone are left for a later call.
         """
         of_backbone = self._of_backbone.before_change()
         asked = [self._of_tasks[state.name] for state in states if state.name in self._of_tasks]
@@ -123,21 +124,22 @@ class SettingsWatch:
             tasks_changed_by: function that applies a change to twins of the backbone and of the tasks, and returns the
                 names of the consolidated tasks that answer otherwise there.
         """
+        names = self._tasks.names
         altered: list[str] = []
-        others: list[str] = []
+        answer_otherwise: set[str] = set()
         if before.backbone is not None:
             found = tasks_changed_by(before.put_back_backbone)
-            altered, others = before.backbone.altered() if found else [], found
+            altered += before.backbone.altered() if found else []
+            answer_otherwise |= set(found)
             self._of_backbone.take_up(before.backbone if found else None)
         if before.tasks:
             found = tasks_changed_by(before.put_back_tasks)
-            names = self._tasks.names
             for index, controls in before.tasks.items():
                 altered += controls.altered(f"tasks.{index}.batch_norms") if found else []
                 self._of_tasks[names[index]].take_up(controls if found else None)
-            others = [name for name in names if name in (*others, *found)]
-        if others:
-            _warn(altered, others)
+            answer_otherwise |= set(found)
+        if answer_otherwise:
+            _warn(altered, [name for name in names if name in answer_otherwise])
 
 
 def _warn(altered: list[str], tasks: list[str]) -> None:

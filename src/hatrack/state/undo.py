@@ -366,10 +366,10 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
 
 @contextmanager
 def refuses_written(named: Mapping[str, Tensor]) -> Iterator[None]:
-    """Refuse a backbone whose runs in a block change its parameters, whatever else goes wrong in it.
+    """Refuse a backbone whose runs in a block change its parameters, also where the block fails otherwise.
 
-    They are compared with the values that are kept to undo attaching: torch does not count what is written through
-    ``.data``, and counts what probing writes and takes back.
+    Parameters are compared with the copies that are kept to undo attaching. Torch's version counters do not serve: they
+    miss what is written through ``.data``, and count what probing writes and takes back.
 
     Args:
         named: the parameters by name.

@@ -26,7 +26,7 @@ def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]
 
 
 def file_name_of(name: str) -> str:
-    """Return what stands for a name in that of a file: systems differ in whether one may have a colon."""
+    """Return a name as part of a file's name: without colons, which some systems do not allow there."""
     return name.replace(":", "-")
 
 
