@@ -39,6 +39,7 @@ from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
 from hatrack.models.own_heads import require_same_state, require_usable_head
 from hatrack.models.own_state import FirstRuns
+from hatrack.models.rewritten import refuses_written
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
@@ -46,7 +47,7 @@ from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
-from hatrack.state.undo import Snapshot, all_or_nothing, refuses_written
+from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.inputs import Inputs, device_of, map_tensors

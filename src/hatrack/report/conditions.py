@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Labelled = Sequence[tuple[str, RunResult]]
-"""Runs with their labels, at least one of each."""
+"""Pairs of a label and a run of it; runs of one label have the same settings."""
 
 _COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -138,6 +138,7 @@ def _different(runs: Labelled, *, without: frozenset[str]) -> dict[str, dict[str
 
 
 def _trains(run: RunResult) -> bool:
+    """Return whether the method of a run trains; one that is not of this package counts as one that does."""
     return run.method not in METHODS or METHODS[run.method].trains
 
 

@@ -171,6 +171,7 @@ def _transition(seen: Sequence[SeenSamples], tests: int, what: str) -> str:
 
 
 def _trained(task: Task) -> _Trained:
+    """Return what a task trains on, with its validation samples unless it is tested on these."""
     splits = [task.train] if task.valid in (task.train, task.test) else [task.train, task.valid]
     digests = np.concatenate([_digests(split) for split in splits])
     rows = torch.cat([split.rows for split in splits]).numpy()
@@ -188,6 +189,7 @@ def _digests(split: Split) -> np.ndarray:
 
 
 def _hashed(split: Split, rows: torch.Tensor) -> np.ndarray:
+    """Return digests of the samples at some positions of the source, uint64 ``(R,)``."""
     x = split.source[rows]
     if isinstance(split.transform, TableRows):
         x = spread(split.transform.columns, x)
