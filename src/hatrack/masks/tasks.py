@@ -145,7 +145,7 @@ class TaskState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         if self.consolidated and not bool(state_dict.get(f"{prefix}_extra_state", True)):
-            error_msgs.append(f"task {self.name!r} is in training there, and consolidated here, which it stays")
+            error_msgs.append(f"task {self.name!r} is in training there, and consolidated here; it stays consolidated")
             return
         self.take_shapes_of(entries_below(prefix, state_dict))
         for name in self.mask_names:

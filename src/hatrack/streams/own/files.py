@@ -118,7 +118,7 @@ class OwnTask:
         if self.holds_pictures:
             return has_test_pictures(self.path)
         there = array_names(self.path)
-        return not there.issuperset(TRAINING) or not there.isdisjoint(TEST)  # what is missing is said on reading
+        return not there.issuperset(TRAINING) or not there.isdisjoint(TEST)  # reading names what is missing
 
     def said(self, choice: TargetChoice, test_share: float | None, cells: CellFormat | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
