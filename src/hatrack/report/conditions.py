@@ -143,7 +143,10 @@ def _trains(run: RunResult) -> bool:
 
 
 def _is_own(run: RunResult, key: str) -> bool:
-    """Return whether a setting has the value that the method, or the preset of its experiment, gives it alone."""
+    """Return whether a setting has the value that the method, or the preset of its experiment, gives it alone.
+
+    A class of a person's own gives none that is known here: reports do not import it.
+    """
     kind, preset = METHODS.get(run.method), EXPERIMENTS.get(run.experiment)
     own = {**({} if kind is None else kind.training), **({} if preset is None else preset.methods.get(run.method, {}))}
     return key in own and run.config.get(key) == own[key]
