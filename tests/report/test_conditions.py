@@ -51,12 +51,12 @@ def several(one: dict[str, Any], other: dict[str, Any]) -> Runs:
 def test_every_setting_that_methods_have_in_common_is_named_where_it_differs(key: str) -> None:
     """Where one has more to learn with than the other, nobody is ahead; a learning rate may be chosen for each."""
     runs = several({key: 11}, {key: 12})
-    assert f"{key}: " in runs.conditions
-    assert "11 for " in runs.conditions
-    assert "12 for sgd" in runs.conditions
-    assert bool(runs.unequal) is (key not in MAY_BE_CHOSEN)
-    assert ("no method is called ahead" in runs.conditions) is bool(runs.unequal)
-    if runs.unequal:
+    assert f"{key}: " in runs.note_on_conditions
+    assert "11 for " in runs.note_on_conditions
+    assert "12 for sgd" in runs.note_on_conditions
+    assert bool(runs.unequal_settings) is (key not in MAY_BE_CHOSEN)
+    assert ("no method is called ahead" in runs.note_on_conditions) is bool(runs.unequal_settings)
+    if runs.unequal_settings:
         for make in (verdict, differences):
             with pytest.raises(InputError, match=f"{key}: .* report on each alone"):
                 make(runs)
@@ -64,7 +64,7 @@ def test_every_setting_that_methods_have_in_common_is_named_where_it_differs(key
         assert f"{key}: " in sentences(runs, None)[0]
     else:
         assert verdict(runs).second is not None
-    assert not several({key: 11}, {key: 11}).conditions
+    assert not several({key: 11}, {key: 11}).note_on_conditions
 
 
 def test_what_a_method_or_its_preset_sets_for_it_alone_is_its_own() -> None:
@@ -74,17 +74,18 @@ def test_what_a_method_or_its_preset_sets_for_it_alone_is_its_own() -> None:
         of("dwa", lr=0.075, batch_size=32, clip_norm=10000.0),  # as the presets of its paper
     ]
     of_preset = [replace(run, experiment="split-cifar10") for run in runs]
-    assert not Runs.of(of_preset).conditions
+    assert not Runs.of(of_preset).note_on_conditions
     assert (
-        "batch_size: 32 for dwa, 64 for sgd and ewc" in Runs.of(replace(run, experiment="own") for run in runs).unequal
+        "batch_size: 32 for dwa, 64 for sgd and ewc"
+        in Runs.of(replace(run, experiment="own") for run in runs).unequal_settings
     )
 
 
 def test_settings_of_what_trains_nothing_or_only_refers_rank_nobody_down() -> None:
-    assert not Runs.of([of("hat"), of("sgd"), of("random", epochs=11)]).conditions
+    assert not Runs.of([of("hat"), of("sgd"), of("random", epochs=11)]).note_on_conditions
     runs = Runs.of([of("hat"), of("sgd"), of("joint", epochs=11)])
-    assert "epochs: " in runs.conditions
-    assert not runs.unequal
+    assert "epochs: " in runs.note_on_conditions
+    assert not runs.unequal_settings
     assert "11 for joint" in sentences(runs, verdict(runs))[0]
 
 
@@ -177,6 +178,6 @@ def test_the_table_of_compare_says_so_too() -> None:
 def test_who_made_more_epochs_than_the_setting_says_is_named() -> None:
     """The two paths of PathNet learn for as long as ``epochs`` each."""
     runs = Runs.of([of("hat", epochs=5), replace(of("pathnet", epochs=5), epochs=(10, 8))])
-    assert "more epochs of a task are made than `epochs` says (10 of 5 for pathnet)" in runs.conditions.lower()
-    assert not runs.unequal
+    assert "more epochs of a task are made than `epochs` says (10 of 5 for pathnet)" in runs.note_on_conditions.lower()
+    assert not runs.unequal_settings
     assert "epochs" in METHODS["pathnet"].description

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from hatrack.experiments import Executor, Job, JobEvent, RunResult
+    from hatrack.experiments.tuning import Candidate
     from hatrack.streams import EvaluationPart
 
 __all__ = ["compare_command", "read_seeds", "tune_command"]
@@ -237,16 +238,20 @@ def tune_command(
         if (chosen := best(found)) is not None:
             words = " ".join(f"--set {method}.{key}={as_text(value)}" for key, value in chosen.settings.items())
             say(console, f"best: {words}")
-            if equals := tied(found):
-                others = "; ".join(
-                    ", ".join(f"{key}={as_text(value)}" for key, value in each.settings.items())
-                    for each in equals
-                    if each is not chosen
-                )
-                say(console, f"the first of {len(equals)} that tie, with {others}")
+            if others := [each for each in tied(found) if each is not chosen]:
+                say(console, f"the first of {len(others) + 1} that tie, with {_settings_of(others)}")
             say(console, _chosen_on(search.chosen_on))
 
     return _carry_out(jobs, place, tune(search, folder, jobs, executor), show, folder, engine, learning.quiet)
+
+
+def _settings_of(candidates: Sequence[Candidate]) -> str:
+    """Say the settings of candidates: ``lr=0.01, c=1; lr=0.1, c=1``."""
+    from hatrack.experiments.request import as_text
+
+    return "; ".join(
+        ", ".join(f"{key}={as_text(value)}" for key, value in each.settings.items()) for each in candidates
+    )
 
 
 def _chosen_on(part: EvaluationPart) -> str:

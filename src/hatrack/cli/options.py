@@ -64,7 +64,11 @@ def _whole_number(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
 
 
 def _require_method_name(kind: Any, name: str) -> None:
-    """Refuse a name that is none of a method's, before torch is imported; a class of one's own is looked at later."""
+    """Refuse the name of no method, before torch is imported; a class of one's own is imported later.
+
+    Raises:
+        ValueError: there is no such method.
+    """
     if ":" not in name and name not in METHODS:
         said = str(unknown_name("method", name, METHODS))
         raise ValueError(f"{said[0].upper()}{said[1:]}")

@@ -70,7 +70,7 @@ def read_npz(content: bytes, names: Collection[str], *, limit: int, origin: str)
 
 
 def array_names(path: Path) -> frozenset[str]:
-    """Return the names of the arrays of an npz file; none where it cannot be read, which whoever reads it is told."""
+    """Return the names of the arrays of an npz file; none where it cannot be read, which :func:`read_npz` refuses."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

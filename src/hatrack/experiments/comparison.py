@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,6 @@ from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import Metric, common_metric
-from hatrack.objectives.metrics import evenly
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.storage.locks import locked
 from hatrack.support.environment import describe_environment
@@ -112,11 +111,9 @@ class Comparison:
         for method in self.methods:
             spreads = [self.spread(method, figure) for figure in figures]
             finished = sum(self.run(method, seed) is not None for seed in self.seeds)
-            score = None if metric is None or not metric.is_share else metric.say
-            says: list[Callable[[float], str] | None] = [score, score] if metric is not None else []
-            said = [
-                None if s is None else _said(s, say) for s, say in zip(spreads, [*says, "{:.3f}".format], strict=False)
-            ]
+            of_score = None if metric is None or not metric.is_share else metric.say
+            forms = (of_score, of_score, "{:.3f}".format)[: len(figures)]
+            said = [None if each is None else each.say(form) for each, form in zip(spreads, forms, strict=True)]
             rows.append((method, f"{finished} of {len(self.seeds)}", *said))
         notes = [f"{method}, seed {seed}, failed: {why}" for (method, seed), why in self.failures.items()]
         title = f"{self.plan.subject}: {len(self.methods) * len(self.seeds) - missing} runs finished, {missing} to go"
@@ -227,12 +224,6 @@ class Comparison:
             if value is not None:
                 values[seed] = float(value)
         return values
-
-
-def _said(found: Spread, say: Callable[[float], str] | None) -> str:
-    """Say a mean and its deviation, in a form, or with the decimals of the larger one."""
-    values = [found.mean] if found.sd is None else [found.mean, found.sd]
-    return " ± ".join(evenly(*values) if say is None else map(say, values))
 
 
 def read_failure(folder: Path) -> str | None:

@@ -156,8 +156,7 @@ class TaskSize:
         full_file_bytes: size of the whole network's.
         seconds: time of a batch in the extracted network, the least of all passes: other work only ever adds to it.
         full_seconds: the same in the masked network, which computes masks or gates, too.
-        plain_seconds: the same in the whole network without gates and masks, as it would be without hard attention; all
-            three take turns.
+        plain_seconds: the same in the whole network without gates and masks. Passes of all three take turns.
         deviation: largest difference of a logit, relative to the largest.
     """
 
@@ -183,7 +182,7 @@ class TaskSize:
 
     @property
     def speedup_over_masked(self) -> float:
-        """Return the factor by which it is faster than the masked network: by compression, and as it has no gates."""
+        """Return the factor by which it is faster than the masked network, also because it has no gates."""
         return self.full_seconds / self.seconds
 
 
@@ -237,7 +236,7 @@ def _size_of(net: HATNetwork | WeightMaskedNetwork, task: Task, batch: int, repe
 
 
 def _in_turns(passes: Sequence[Callable[[], Any]], repetitions: int) -> list[float]:
-    """Return the least time of each of some passes, which take turns."""
+    """Return the least time of every pass, in seconds; passes take turns, so that a slow moment hits all of them."""
     rounds = [[_seconds(each) for each in passes] for _ in range(_WARM_UP + repetitions)][_WARM_UP:]
     return [min(times) for times in zip(*rounds, strict=True)]
 

@@ -282,7 +282,8 @@ def _split_settings(
     common: dict[str, Any] = {}
     own: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
-        owner = next((method for method in configs if key.startswith(f"{method}.")), None)  # which may have dots
+        # A class of one's own may have dots in its name, so that the first dot need not end it.
+        owner = next((method for method in configs if key.startswith(f"{method}.")), None)
         method, dot, name = key.partition(".") if owner is None else (owner, ".", key.removeprefix(f"{owner}."))
         if not dot:
             common[key] = value

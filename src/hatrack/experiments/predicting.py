@@ -36,9 +36,11 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 AT_ONCE = 4096
 """Number of samples that the network is asked about in one batch, at most."""
 
-
 _PROPOSAL = re.compile(r"(?:, or |say )?\w+ = \"[^\"]*\" \(`\w+=[^`]*`\)(?:, or )?")
-"""Words that propose to read a table in another way, which is settled once a network was trained on such tables."""
+"""Words of a message that propose a setting for reading a table in another way.
+
+How tables are read is settled once a network was trained on them.
+"""
 
 
 @dataclass(frozen=True)

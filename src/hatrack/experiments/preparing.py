@@ -323,14 +323,14 @@ class Run:
             raise InputError(
                 f"in {request.out} {tasks} forgotten, so that this run is over; choose another folder (`out`)"
             )
-        wanted = {"experiment": request.experiment, "method": request.method, "seed": request.seed}
-        if earlier.sources and request.sources:
-            del wanted["experiment"]  # named after its files, which are compared with their contents
-        if earlier.method != request.method:  # whose settings are others, which would say the same in many words
+        if earlier.method != request.method:  # compared first: settings of different methods differ in any case
             raise InputError(
                 f"{request.out} holds a run of another method ({earlier.method} there, {request.method} now); choose "
                 "another folder (`out`)"
             )
+        wanted = {"experiment": request.experiment, "seed": request.seed}
+        if earlier.sources and request.sources:
+            del wanted["experiment"]  # named after its files, which are compared with their contents
         found = {**{key: getattr(earlier, key) for key in wanted}, **self._go_on_as_recorded(earlier)}
         wanted |= self.config.flat()
         found["num_tasks"] = wanted["num_tasks"]  # the tasks themselves are compared, once they are known

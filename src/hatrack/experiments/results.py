@@ -89,7 +89,7 @@ class TaskSummary:
         scaling: way in which the samples are scaled.
         test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
             task; None where that was not counted, as for data sets that hatrack knows.
-        scaled_over: number of samples of which mean and deviation were computed: the whole training part of the files,
+        scaled_over: number of samples that mean and deviation were computed of: the whole training part of the files,
             whatever ``limit`` and ``validation`` leave of it; None where they were not computed.
     """
 
@@ -129,7 +129,7 @@ class TaskSummary:
         )
 
     def without(self, other: str) -> TaskSummary:
-        """The task without a mention of another one."""
+        """Return the summary without mention of another task."""
         seen = self.test_seen
         return self if seen is None else replace(self, test_seen={k: n for k, n in seen.items() if k != other})
 
@@ -388,9 +388,9 @@ class RunResult:
     def metrics(self) -> dict[str, Any]:
         """Average score, forgetting and backward transfer of the tasks so far; None before the first.
 
-        Forgetting and backward transfer of a single task are None, after which nothing was learned.
-        They are None, too, where tasks have different metrics; ``note`` says so then, and ``by_metric`` has them for
-        the tasks of every metric.
+        Forgetting and backward transfer of a single task are None, since nothing was learned after it. All three are
+        None where tasks have different metrics; ``note`` says so then, and ``by_metric`` has them for the tasks of
+        every metric.
         """
         metric = self.metric
         size = len(self.scores)
@@ -419,7 +419,7 @@ class RunResult:
         # Each row is after one of these tasks, but for the last, which is after all.
         rows = [[self.scores[after][task].value for task in tasks[: at + 1]] for at, after in enumerate(tasks)]
         rows[-1] = [self.scores[-1][task].value for task in tasks]
-        if [*tasks] == [len(self.scores) - 1]:
+        if [*tasks] == [len(self.scores) - 1]:  # nothing was learned after it
             return {"average_score": average_score(rows), "forgetting": None, "backward_transfer": None}
         own = self.scores[tasks[-1]][tasks[-1]].value
         lost = forgetting(rows, larger_is_better=metric.larger_is_better)

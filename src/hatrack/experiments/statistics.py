@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hatrack.errors import InputError
+from hatrack.objectives.metrics import evenly, readable
 
 __all__ = ["LEAST_SEEDS", "Interval", "Spread", "error_of_shares", "paired_difference", "spread", "student_t_quantile"]
 
 LEAST_SEEDS = 3
-"""Number of seeds below which no difference counts as more than luck: the spread of two is one number, and any size."""
+"""Least number of seeds with which a difference can count as more than luck.
+
+The spread of two seeds is a single number, which is small by chance as easily as large.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,17 @@ class Spread:
     mean: float
     sd: float | None
     n: int
+
+    def say(self, form: Callable[[float], str] | None = None) -> str:
+        """Return mean and standard deviation as people read them, ``49.2 ± 0.5``; the mean alone without the other.
+
+        Args:
+            form: writes a number; None gives both the decimals of the larger one.
+        """
+        values = [self.mean + 0.0] if self.sd is None else [self.mean + 0.0, self.sd]  # no "-0"
+        if form is None:
+            return readable(*values) if len(values) == 1 else " ± ".join(evenly(*values))
+        return " ± ".join(map(form, values))
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Interval:
     def has_width(self) -> bool:
         """False where all differences are the same and no sampling error is known, so that the interval is a point.
 
-        Such an interval shows that the seeds agree, and nothing of what they may be wrong by together.
+        Such an interval shows that the seeds agree, but not how far all of them may be wrong by the same amount.
         """
         return self.high > self.low
 
@@ -66,7 +81,7 @@ class Interval:
     def is_significant(self) -> bool | None:
         """True for a difference that is more than luck: an interval of some width that excludes 0.
 
-        None with fewer than :data:`LEAST_SEEDS` pairs, of which there is no telling.
+        None with fewer than :data:`LEAST_SEEDS` pairs, which are too few to tell.
         """
         return None if self.n < LEAST_SEEDS else self.has_width and self.excludes_zero
 
@@ -85,10 +100,10 @@ def spread(values: Sequence[float]) -> Spread:
 def error_of_shares(shares: Sequence[float], samples: Sequence[int]) -> float:
     """Compute the standard error of a mean of shares of test samples, such as the average accuracy over tasks.
 
-    It is ``√(Σ p̃ (1 − p̃) / ñ · (ñ / n)²) / T`` with ``ñ = n + 2`` samples, one more of which is right and one more
-    wrong (Agresti and Caffo, The American Statistician 2000): with ``p (1 − p) / n`` all right answers on five samples
-    would be certain. Their interval lies around the difference of the p̃; ``ñ / n`` makes that around the difference of
-    the p exclude 0 where theirs does.
+    It is ``√(Σ p̃ (1 − p̃) / ñ · (ñ / n)²) / T`` with ``p̃ = (n p + 1) / ñ`` and ``ñ = n + 2``: one more sample is right,
+    and one more wrong (Agresti and Caffo, The American Statistician 2000). With ``p (1 − p) / n`` five right answers on
+    five samples would be certain. Their interval is centred on the difference of the p̃. The factor ``ñ / n`` widens it,
+    so that an interval centred on the difference of the p excludes 0 where theirs does.
 
     Args:
         shares: share p of right answers by task, ``(T,)`` in [0, 1].
@@ -112,9 +127,9 @@ def paired_difference(
 
     Seeds make pairs: two runs of one seed have the same data, order and initial weights, so that what they have in
     common cancels. The interval is ``d̄ ± t · s / √n`` for the differences d, t being Student's quantile for n − 1
-    degrees of freedom (Student, Biometrika 1908). Seeds are tested on the same samples, so that their spread says
-    nothing of what these samples are wrong by; the interval is never narrower than the normal one of the sampling
-    error.
+    degrees of freedom (Student, Biometrika 1908). All seeds are tested on the same samples, so that their spread does
+    not contain the error by the choice of these samples. Therefore the interval is never narrower than the normal one
+    of the sampling error.
 
     Args:
         ours: a figure by seed, ``(n,)`` with n of 2 or more.
@@ -125,7 +140,8 @@ def paired_difference(
             :func:`error_of_shares`, if answers to the same samples are not correlated negatively.
 
     Raises:
-        InputError: there are fewer than two pairs, a value has no partner, or a value is not finite or below 0.
+        InputError: there are fewer than two pairs, a value has no partner, a value is not finite, or the sampling
+            error is not finite or below 0.
     """
     if len(ours) != len(theirs):
         raise InputError(
@@ -140,6 +156,7 @@ def paired_difference(
         raise InputError(f"a sampling error must be 0 or more, not {sampling_error}")
     n = len(differences)
     mean = statistics.fmean(differences)
+    # Differences that are equal but for rounding have no spread; their deviation would pass for a tiny one.
     rounding = 8.0 * sys.float_info.epsilon * max(map(abs, (*ours, *theirs)))
     deviation = statistics.stdev(differences)
     of_seeds = student_t_quantile(confidence, n - 1) * (deviation if deviation > rounding else 0.0) / math.sqrt(n)

@@ -230,7 +230,7 @@ def best(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def tied(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates whose score is that of the best, in their order; empty where it is the only one, or none is."""
+    """Return the candidates that have the score of the best, in their order; none where it is the only one."""
     chosen = best(candidates)
     found = tuple(each for each in candidates if chosen is not None and each.score == chosen.score)
     return found if len(found) > 1 else ()

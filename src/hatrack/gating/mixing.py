@@ -22,7 +22,7 @@ from hatrack.state.tryouts import agree, random_like, says_something
 from hatrack.support.inputs import Inputs, device_of, tensors_in
 from hatrack.support.modes import evaluation_mode
 
-__all__ = ["MixedNorm", "are_plain", "layer_that_mixes", "mixed_norms", "mixes_samples"]
+__all__ = ["MixedNorm", "have_hooks", "layer_that_mixes", "mixed_norms", "mixes_samples"]
 
 
 class MixedNorm(nn.Module):
@@ -52,7 +52,7 @@ class MixedNorm(nn.Module):
         return result
 
     def _eps(self) -> Any:
-        """Return what is added to variances: a number, or ``(T, 1)`` where tasks have others."""
+        """Return what is added to variances: a number, or ``(T, 1)`` where the norms of tasks differ in it."""
         norms: list[Any] = self._norms
         eps = [norm.eps for norm in norms]
         return eps[0] if len(set(eps)) == 1 else torch.tensor(eps).to(norms[0].running_var).unsqueeze(1)
@@ -61,13 +61,13 @@ class MixedNorm(nn.Module):
         return torch.stack([getattr(norm, name) for norm in self._norms])
 
 
-def are_plain(norms: Mapping[str, nn.Module]) -> bool:
-    """Return whether no norm has hooks, which a pass over samples of several tasks would pass over.
+def have_hooks(norms: Mapping[str, nn.Module]) -> bool:
+    """Return whether a norm has hooks, which one pass over samples of several tasks would not call.
 
     Args:
         norms: a task's norms by name.
     """
-    return not any(norm._forward_hooks or norm._forward_pre_hooks for norm in norms.values())
+    return any(norm._forward_hooks or norm._forward_pre_hooks for norm in norms.values())
 
 
 def mixed_norms(norms: Sequence[Mapping[str, nn.Module]], task_of: Tensor) -> dict[str, nn.Module]:

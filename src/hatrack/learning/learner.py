@@ -426,7 +426,7 @@ class Learner:
         number_of = {name: number for number, name in enumerate(objective.names)}
         pairs = zip(found.tasks, found.classes, strict=True)
         predicted = [number_of[name] if named == task else -1 for named, name in pairs]
-        return objective.rate(torch.tensor(predicted), targets)
+        return objective.measure_classes(torch.tensor(predicted), targets)
 
     def forget(self, task: str) -> Forgotten:
         """Remove a task exactly; see :meth:`hatrack.HATNetwork.forget`. The seed decides what is drawn anew."""

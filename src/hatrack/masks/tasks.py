@@ -145,7 +145,7 @@ class TaskState(nn.Module):
         error_msgs: list[str],
     ) -> None:
         if self.consolidated and not bool(state_dict.get(f"{prefix}_extra_state", True)):
-            error_msgs.append(f"task {self.name!r} is in training there, and consolidated here, which it stays")
+            error_msgs.append(f"task {self.name!r} is in training there, and consolidated here; it stays consolidated")
             return
         self.take_shapes_of(entries_below(prefix, state_dict))
         for name in self.mask_names:
@@ -192,7 +192,7 @@ class TaskState(nn.Module):
         extra = destination.pop(f"{prefix}_extra_state")
         for name in self.mask_names:
             value = getattr(self, name)
-            # A copy, since averages of networks may write into what they find here, and would change bits.
+            # A copy, since averages of networks write into what a state_dict gives them.
             destination[prefix + name] = value if keep_vars else value.detach().clone()
         for name, value in self._tensors_of_sums().items():
             destination[prefix + name] = value
@@ -397,7 +397,7 @@ class WeightTask(TaskState):
     def _drop_choice(self) -> None:
         for values in self.choice:
             values.grad = None
-        if self.choice:  # else it stays the object that the record of parts has
+        if self.choice:  # else it stays the same object: a new one would count as a part that was replaced
             self.choice = nn.ParameterList()
 
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:

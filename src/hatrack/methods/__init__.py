@@ -78,24 +78,27 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
 )
 """Every method by its name."""
 
-_SAID = ("name", "description", "source")
-"""Attributes that every method has."""
+_REQUIRED = ("name", "description", "source")
+"""Attributes that a class of a method has to define, beside the abstract methods."""
 
 
 def find_method(name: str) -> type[Method]:
-    """Return a method: one of :data:`METHODS`, or ``module:Class``.
+    """Return the class of a method.
 
-    The class of a module of the user's own, looked for in the working directory too, is a subclass of :class:`Method`.
+    Args:
+        name: a name in :data:`METHODS`; or ``module:Class`` for a subclass of :class:`Method` of one's own, from what
+            is installed or from the working directory.
 
     Raises:
-        InputError: there is no such method, module or class, or the class is no method that can be made.
+        InputError: there is no such method, module or class; or the class is no :class:`Method`, or lacks a part of
+            one.
     """
     if not isinstance(name, str) or ":" not in name:
         return look_up("method", name, METHODS)
     kind = imported("method", name, "mymodule:MyMethod", "class")
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise InputError(f"method {name}: it is no subclass of hatrack.methods.Method")
-    if missing := [*sorted(kind.__abstractmethods__), *(key for key in _SAID if not hasattr(kind, key))]:
+    if missing := [*sorted(kind.__abstractmethods__), *(key for key in _REQUIRED if not hasattr(kind, key))]:
         raise InputError(f"method {name}: its class does not define {', '.join(missing)}")
     return kind
 

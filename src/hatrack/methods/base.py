@@ -493,7 +493,11 @@ class Method(abc.ABC):
         return EpochPlan()
 
     def note_loss(self, loss: float) -> None:  # noqa: B027 - what few methods go by
-        """Take note of the mean loss of an epoch's steps, without what was added to that of the answers."""
+        """Take note of the loss of an epoch, after its last step.
+
+        Args:
+            loss: mean over the epoch's steps of the loss of the answers, without :attr:`Loss.penalty`.
+        """
 
     def training_state(self) -> Mapping[str, Tensor]:
         """Return all that the rest of a task's training depends on, between two epochs; here what is trained alone.

@@ -40,9 +40,9 @@ gradient and the task's together, whatever their sizes."""
 NARROW, LEARNED_AT = 100, 0.5
 """Most units of a network that counts as narrow, and the fall of the loss at which a task counts as learned there.
 
-``ADAM_C`` is of wide networks. The fewer units share the cost, the more of it each one has, which switches most of a
-narrow network off before anything is learned. A smaller c would let the first tasks keep too many units; held back, it
-changes nothing where a task is learned in time.
+``ADAM_C`` was chosen on wide networks. The fewer units share the cost, the more of it each one bears: most of a narrow
+network is switched off before anything is learned. A smaller c would let the first tasks keep too many units. Holding c
+back until the loss has fallen changes next to nothing where a task is learned in time.
 """
 
 PAPER_C = 0.75
@@ -91,11 +91,12 @@ class HATSettings(TurningSettings):
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
             schedule. With the settled one it is 2 under Adam with ``embedding_lr_factor`` None, and else as much, 0.75
             to 5, as switches units off in the steps there are, as if of SGD (momentum does not count).
-        learned_at: fall of the training loss, as a share of the loss of answering 0 to everything, up to which the
-            settled schedule holds c back, so that a small network learns a task before it costs units: c is whole once
-            the loss has fallen so far, less before, and whole in the mask's last epoch at any rate. 0 lets c follow the
-            epochs alone, as ``rotations`` and ``contrastive`` do, whose losses are other ones. None is 0.5 in networks
-            of up to 100 units that learn with Adam and c and ``embedding_lr_factor`` of None, and else 0.
+        learned_at: fall of the training loss, in [0, 1], up to which the settled schedule holds c back, so that a small
+            network learns a task before it costs units. It is a share of the loss of answering 0 to everything, or of
+            the first epoch's if that is higher. c grows as the loss falls, is whole once it has fallen so far, and is
+            whole in the mask's last epoch at any rate. 0 lets c follow the epochs alone, as ``rotations`` and
+            ``contrastive`` do in any case, whose losses are other ones. None is 0.5 in networks of up to 100 units that
+            learn with Adam and with c and ``embedding_lr_factor`` of None, and else 0.
         hard: masks of exactly 0 and 1 once a task is learned; false keeps the sigmoid's values, which forgets a little.
         compensation: arithmetic of the embedding's gradient: exact, float32 (as the authors' code), or none.
         gate_inputs: learn which input features a task uses, too.
@@ -188,7 +189,7 @@ class HAT(MaskedMethod):
         super().__init__(setup, settings)
         self._strength = self._whole = PAPER_C
         self._reached: float | None = None
-        self._fall: Fall | None = None  # None: not known, so that the regulariser follows the epochs alone
+        self._fall: Fall | None = None  # None where the regulariser follows the epochs alone
         self.network = HATNetwork(
             self.build_backbone(),
             setup.example_input,
@@ -235,7 +236,7 @@ class HAT(MaskedMethod):
             self._strength = 0.0
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
-        """Have the regulariser set in."""
+        """Set the weight of the regulariser for an epoch: it sets in late, and later where little is learned."""
         if self.settles and not self._is_settled:
             total = epochs / (1 - SETTLED_SHARE)
             onset = Onset.of(total)
@@ -249,7 +250,7 @@ class HAT(MaskedMethod):
 
     @property
     def _learned_at(self) -> float:
-        """Fall of the loss at which c is whole, by the settings or by what the network is like; 0 for none."""
+        """Fall of the loss at which c is whole, as in :attr:`HATSettings.learned_at`, without None."""
         if self.settings.learned_at is not None:
             return self.settings.learned_at
         by_steps = self.pace is not None and self.pace.adaptive and self.settings.embedding_lr_factor is None

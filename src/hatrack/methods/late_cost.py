@@ -40,10 +40,10 @@ class Onset(NamedTuple):
         return _between(epoch, self.first, self.last)
 
     def share_at_least(self, epoch: int, epochs: int) -> float:
-        """Return the share of its weight that it gets in an epoch however little was learned; 0 to 1.
+        """Return the least share of its weight in an epoch, however little was learned; 0 to 1.
 
-        It grows from nothing at the end of the onset, and is whole in the last epoch: a task that cannot be learned
-        would otherwise keep all units.
+        It grows from nothing at the end of the onset to 1 in the last epoch: a task that cannot be learned would
+        otherwise keep all units.
 
         Args:
             epoch: counted from 1.
@@ -53,6 +53,7 @@ class Onset(NamedTuple):
 
 
 def _between(epoch: float, first: float, last: float) -> float:
+    """Return the part of the way from the first to the last epoch, 0 to 1."""
     return min(max((epoch - first) / max(last - first, 1.0), 0.0), 1.0)
 
 
@@ -70,7 +71,11 @@ class Fall(NamedTuple):
 
     @classmethod
     def before(cls, samples: Batch) -> Fall:
-        """Return the state before the first epoch, with the training samples of one task."""
+        """Return the state before the first epoch.
+
+        Args:
+            samples: all training samples of one task.
+        """
         (objective,) = samples.objectives
         return cls(
             float(objective.loss(torch.zeros(len(samples), objective.outputs, device=samples.y.device), samples.y))

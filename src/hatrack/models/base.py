@@ -39,6 +39,7 @@ from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
 from hatrack.models.own_heads import require_same_state, require_usable_head
 from hatrack.models.own_state import FirstRuns
+from hatrack.models.rewritten import refuses_written
 from hatrack.models.room import Plan, make_plan
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
@@ -46,7 +47,7 @@ from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
-from hatrack.state.undo import Snapshot, all_or_nothing, refuses_written
+from hatrack.state.undo import Snapshot, all_or_nothing
 from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
 from hatrack.support.environment import describe_arithmetic
@@ -63,9 +64,8 @@ __all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
-
 _STRIDES = "strides"
-"""Key of strides beside digests, whose names are those of parameters, buffers and tasks."""
+"""Key of strides among the digests of a ``state_dict``, whose names are those of parameters, buffers and tasks."""
 
 
 def read_only(path: str) -> Any:
@@ -123,7 +123,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
         self._loading: Snapshot | None = None
-        self._strides: Mapping[str, Sequence[int]] | None = None  # of the state that is being loaded
+        self._strides_to_load: Mapping[str, Sequence[int]] | None = None
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
             self.masking.record_widths(self.masking.units_now())  # which are refused where it could never grow
@@ -788,14 +788,14 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.protection.put_back_counters()  # before the tasks' own are taken
+        self.protection.put_back_counters()  # now, since torch takes the values of parts, such as tasks, after this
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def get_extra_state(self) -> Tensor:
         """Return the digests, as part of ``state_dict``, so that a change cannot be hidden by saving and loading it.
 
-        With them are the strides of what does not lie in memory row by row, on which last bits of outputs depend. They
-        are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
+        With them are the strides of what does not lie in memory row by row, since last bits of outputs depend on these.
+        Both are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
         digests: dict[str, Any] = self.protection.digests
         described = {**digests, _STRIDES: strides_of(self)} if digests else {}
@@ -815,22 +815,23 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
         except (TypeError, ValueError) as error:
             raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
-        self._strides = digests.pop(_STRIDES, None)
+        self._strides_to_load = digests.pop(_STRIDES, None)
         self.protection.digests = digests
 
     @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a ``state_dict`` of a network with the same tasks; those that it calls consolidated are protected.
 
-        Tasks that are in training here may be consolidated there, and never the other way round: what is consolidated
-        stays so. Snapshots of a task in training, as of its best epoch, are loaded before it is consolidated. Loading
-        it as a part of a larger module does the same. If anything goes wrong, the network is as it was.
+        A task that is in training here may be consolidated there, but not the other way round: what is consolidated
+        stays so. Load a snapshot of a task in training, such as that of its best epoch, before the task is
+        consolidated. Loading the network as a part of a larger module does the same. If anything goes wrong, the
+        network is as it was.
 
         Raises:
             GuaranteeError: its protected entries are not those that its tasks were consolidated with.
-            InputError: it is of a network with other consolidated tasks, or in which a task of these is still in
-                training; or of other widths, as after :meth:`grow`; the message says by how many units this one has to
-                grow first.
+            InputError: it is of a network with other consolidated tasks, or a task that is consolidated here is in
+                training there; or it has other widths, as after :meth:`grow`: the message says by how many units this
+                network has to grow first.
         """
         return super().load_state_dict(*args, **kwargs)
 
@@ -842,7 +843,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
 
     def _finish_loading(self) -> None:
         """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""
-        (before, self._loading), (strides, self._strides) = (self._loading, None), (self._strides, None)
+        before, self._loading = self._loading, None
+        strides, self._strides_to_load = self._strides_to_load, None
         there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
         here = {state.name for state in self.tasks.consolidated}
         try:
@@ -905,15 +907,14 @@ def _description_of(state: TaskState) -> dict[str, Any]:
 
 def _advice_for_other_tasks(there: Collection[str], here: Collection[str]) -> str:
     """Return what to do where other tasks are consolidated in a ``state_dict`` than in the network that loads it."""
-    kept = sorted(set(here) - set(there))
     if not set(there) < set(here):
         return "add the same tasks first, or keep whole networks with net.save and hatrack.load"
-    named, tasks, stay, them = ", ".join(map(repr, kept)), "task", "stays", "it"
-    if len(kept) > 1:
-        tasks, stay, them = "tasks", "stay", "them"
+    only_here = sorted(set(here) - set(there))
+    task, stays, it = ("task", "stays", "it") if len(only_here) == 1 else ("tasks", "stay", "them")
     return (
-        f"{tasks} {named} {stay} consolidated, which no loading takes back: load a snapshot of a training before "
-        f"net.consolidate, or into another network; to learn {them} again, net.forget {them} and add {them} anew"
+        f"{task} {', '.join(map(repr, only_here))} {stays} consolidated, which no loading takes back: load a snapshot "
+        f"of a training before net.consolidate, or into another network; to learn {it} again, net.forget {it} and add "
+        f"{it} anew"
     )
 
 

@@ -284,6 +284,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
 
     def _twin(self) -> Masking[StateT]:
         """Return a twin of this masking, with twins of backbone and tasks."""
+        # Backbone and tasks are no submodules of a masking: a twin of it alone would refer to the originals.
         parts: Any = twin(nn.ModuleList([self.backbone, self.tasks, self]), {}, {})
         twins: Masking[StateT] = parts[2]
         return twins

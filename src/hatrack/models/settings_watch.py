@@ -19,23 +19,24 @@ __all__ = ["SettingsBefore", "SettingsWatch"]
 
 @dataclass(frozen=True)
 class SettingsBefore:
-    """Settings and hooks that tasks depend on, where they were changed since.
+    """Settings and hooks that tasks depend on, of all parts where something was changed since.
 
     Attributes:
         backbone: those of the backbone; None where they are as before.
-        tasks: those of tasks' norms and own heads, by the index of the task and the name of the part.
+        tasks: those of tasks' norms and own heads, by the index of the task and the name of the part; those that are as
+            before are left out.
     """
 
     backbone: Controls | None
     tasks: Mapping[tuple[int, str], Controls]
 
     def put_back_backbone(self, backbone: nn.Module, _: TaskList[Any]) -> None:
-        """Give a copy of the backbone the settings and hooks of before."""
+        """Give a twin of the backbone the settings and hooks of before."""
         if self.backbone is not None:
             self.backbone.put_back(backbone)
 
     def put_back_tasks(self, _: nn.Module, tasks: TaskList[Any]) -> None:
-        """Give parts of copies of the tasks the settings and hooks of before."""
+        """Give parts of twins of the tasks the settings and hooks of before."""
         for (index, part), controls in self.tasks.items():
             controls.put_back(tasks[index].get_submodule(part))
 
@@ -45,25 +46,25 @@ class _Record:
 
     Args:
         part: the part.
-        moving: names of attributes that runs themselves change, or the network.
+        moving: names of attributes that runs, or the network itself, change.
     """
 
     def __init__(self, part: nn.Module, moving: Collection[str] = ()) -> None:
         self.part, self._moving = part, moving
         self._seen = Controls(part, moving, is_gate)
-        self._promised: Controls | None = None  # what tasks depend on, where it was changed since
+        self._relied_on: Controls | None = None  # by tasks; None where that is what was seen last
 
     def before_change(self) -> Controls | None:
-        """Return the record that tasks depend on, where something has changed since the last one; else None."""
-        return (self._promised or self._seen) if self._seen.are_altered() else None
+        """Return what tasks depend on, where something has changed since the last record; else None."""
+        return (self._relied_on or self._seen) if self._seen.are_altered() else None
 
-    def take_up(self, promised: Controls | None) -> None:
+    def take_up(self, relied_on: Controls | None) -> None:
         """Record the present settings and hooks.
 
         Args:
-            promised: what tasks depend on; None for the present ones.
+            relied_on: what tasks depend on; None for the present ones.
         """
-        self._promised, self._seen = promised, Controls(self.part, self._moving, is_gate)
+        self._relied_on, self._seen = relied_on, Controls(self.part, self._moving, is_gate)
 
 
 class SettingsWatch:
@@ -95,10 +96,10 @@ class SettingsWatch:
             self._of_tasks[state.name] = {part: _record_of(state, part, before.get(part)) for part in _parts_of(state)}
 
     def before_change(self, states: Sequence[TaskState]) -> SettingsBefore | None:
-        """Return the record that tasks depend on, where a setting or hook has changed since the last one; else None.
+        """Return what tasks depend on, where a setting or hook has changed since the last record; else None.
 
         Args:
-            states: the tasks that are asked.
+            states: the tasks that are asked. Changes of the norms of other tasks alone are left for a later call.
         """
         of_backbone = self._of_backbone.before_change()
         names = dict.fromkeys(state.name for state in states)
@@ -125,21 +126,22 @@ class SettingsWatch:
             tasks_changed_by: function that applies a change to twins of the backbone and of the tasks, and returns the
                 names of the consolidated tasks that answer otherwise there.
         """
+        names = self._tasks.names
         altered: list[str] = []
-        others: list[str] = []
+        answer_otherwise: set[str] = set()
         if before.backbone is not None:
             found = tasks_changed_by(before.put_back_backbone)
-            altered, others = before.backbone.altered() if found else [], found
+            altered += before.backbone.altered() if found else []
+            answer_otherwise |= set(found)
             self._of_backbone.take_up(before.backbone if found else None)
         if before.tasks:
             found = tasks_changed_by(before.put_back_tasks)
-            names = self._tasks.names
             for (index, part), controls in before.tasks.items():
                 altered += controls.altered(f"tasks.{index}.{part}") if found else []
                 self._of_tasks[names[index]][part].take_up(controls if found else None)
-            others = [name for name in names if name in (*others, *found)]
-        if others:
-            _warn(altered, others)
+            answer_otherwise |= set(found)
+        if answer_otherwise:
+            _warn(altered, [name for name in names if name in answer_otherwise])
 
 
 def _parts_of(state: TaskState) -> tuple[str, ...]:

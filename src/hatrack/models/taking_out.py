@@ -63,8 +63,8 @@ def take_out(
 def take_whole(net: MaskedNetwork[Any], task: str) -> CompactNetwork:
     """Return a copy of the whole backbone with a task's head, without gates and masks, in evaluation mode.
 
-    It is the network that would be there without hard attention: as large, and as fast. What it answers is not what the
-    task answers.
+    It is as large and as fast as a network without hard attention, to compare times with. Its answers are not those of
+    the task.
 
     Args:
         net: the network.

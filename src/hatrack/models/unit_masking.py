@@ -19,7 +19,7 @@ from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gate_kernels import gate_in_training
 from hatrack.gating.gates import groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
-from hatrack.gating.mixing import are_plain, mixed_norms, mixes_samples
+from hatrack.gating.mixing import have_hooks, mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
@@ -242,7 +242,7 @@ class UnitMasking(Masking[UnitTask]):
 
     def features_mixed(self, x: Inputs, states: Sequence[UnitTask], task_of: Tensor) -> Tensor | None:
         """Return features of samples of several tasks from one pass; None where that is not possible."""
-        if not self.mixes(x, len(states)) or not all(are_plain(self.norms(state)) for state in states):
+        if not self.mixes(x, len(states)) or any(have_hooks(self.norms(state)) for state in states):
             return None
         attentions = [self.attention(state) for state in states]
         soft = next((each.dtype for each in attentions if each.dtype != torch.bool), torch.bool)

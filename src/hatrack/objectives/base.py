@@ -13,10 +13,7 @@ from torch import Tensor
 from hatrack.errors import InputError
 from hatrack.objectives.metrics import Metric
 
-__all__ = ["Objective", "check_targets", "listed", "names_as_text", "require_different", "strata"]
-
-SHOWN = 5
-"""Number of names that a message lists."""
+__all__ = ["Objective", "check_targets", "names_as_text", "require_different", "strata"]
 
 
 class Objective(abc.ABC):
@@ -55,11 +52,14 @@ class Objective(abc.ABC):
     def measure(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric of all outputs ``(N, outputs)`` of a split for its targets, both on the CPU."""
 
-    def untold(self, targets: Tensor) -> str:
-        """Say what the metric cannot tell where it is measured on these targets, such as of a class that none is of.
+    def unmeasured(self, targets: Tensor) -> str:
+        """Say what the metric does not measure on these targets, such as a class that none of them is of.
+
+        Args:
+            targets: targets of a split, on the CPU.
 
         Returns:
-            A clause for people that goes behind a number of samples; an empty text where there is nothing to be said.
+            A clause that goes on after "of its 20 test samples", for a message; empty where everything is measured.
         """
         return ""
 
@@ -109,11 +109,6 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return a description as JSON values, from which ``objective_from_json`` makes an equal one."""
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a message, the first few of them where they are many."""
-    return ", ".join(map(repr, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
 
 
 def names_as_text(names: Sequence[str], what: str = "classes") -> tuple[str, ...]:

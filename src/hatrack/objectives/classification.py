@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.objectives import metrics
-from hatrack.objectives.base import Objective, listed
+from hatrack.objectives.base import Objective
 from hatrack.objectives.metrics import Metric
 from hatrack.objectives.weights import check_weights
+from hatrack.support.names import listed
 
 __all__ = ["Classification"]
 
@@ -68,13 +69,16 @@ class Classification(Objective):
 
     def measure(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the metric."""
-        return self.rate(outputs.argmax(dim=1), targets)
+        return self.measure_classes(outputs.argmax(dim=1), targets)
 
-    def rate(self, predicted: Tensor, targets: Tensor) -> float:
-        """Return the metric of classes that were predicted, both int64 ``(N,)``; negative ones are none of these."""
+    def measure_classes(self, predicted: Tensor, targets: Tensor) -> float:
+        """Return the metric of predicted classes for targets, both int64 ``(N,)``.
+
+        A negative class stands for an answer that is none of the classes, such as one of another task.
+        """
         return MEASURES[self.metric](predicted, targets)
 
-    def untold(self, targets: Tensor) -> str:
+    def unmeasured(self, targets: Tensor) -> str:
         """Say which classes no target is of."""
         counts = torch.bincount(targets, minlength=self.outputs).tolist()
         missing = [name for name, count in zip(self.names, counts, strict=True) if not count]

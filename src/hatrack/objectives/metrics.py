@@ -47,7 +47,11 @@ def readable(value: float) -> str:
 def evenly(*values: float) -> tuple[str, ...]:
     """Return numbers that stand beside each other, such as a mean and its deviation, with equally many decimals.
 
-    The largest has four digits, as :func:`readable` has them, or all before the point.
+    They are so many that the largest has four digits, or all of those before the point. Very large and very small
+    numbers are written as :func:`readable` does.
+
+    Args:
+        values: at least one number.
     """
     size = max(map(abs, values))
     if size >= 1e7 or 0 < size < 1e-4:
@@ -120,7 +124,7 @@ MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", larger_is_better=False)
 ROOT_MEAN_SQUARED_ERROR = Metric("root mean squared error", larger_is_better=False)
 MEAN_AVERAGE_PRECISION = Metric("mAP", larger_is_better=True, is_share=True)
 F1 = Metric("F1", larger_is_better=True, is_share=True)
-"""Metric of labels and of classes: the mean over them of each one's F1 ("macro")."""
+"""Metric of labels or of classes: the mean over them of the F1 of each ("macro")."""
 EXACT_MATCH = Metric("exact match", larger_is_better=True, is_share=True)
 
 METRICS = {
@@ -145,7 +149,7 @@ def accuracy(predicted: Tensor, targets: Tensor) -> float:
 
 
 def balanced_accuracy(predicted: Tensor, targets: Tensor) -> float:
-    """Compute the mean of the recall ``TP / (TP + FN)`` over classes; those that no sample is of are left out.
+    """Compute the mean over classes of the recall ``TP / (TP + FN)``; classes that no sample is of are left out.
 
     Args:
         predicted: classes int64 ``(N,)``, negative where a sample was taken for none of them.
@@ -158,7 +162,7 @@ def balanced_accuracy(predicted: Tensor, targets: Tensor) -> float:
 
 
 def f1_of_classes(predicted: Tensor, targets: Tensor) -> float:
-    """Compute the mean over classes of :func:`f1`, each taken for a label that samples have or not ("macro").
+    """Compute the mean over classes of ``F1 = 2 TP / (2 TP + FP + FN)`` ("macro").
 
     Classes that no sample is of and none was taken for are left out.
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.objectives import metrics
-from hatrack.objectives.base import Objective, listed
+from hatrack.objectives.base import Objective
 from hatrack.objectives.metrics import Metric
 from hatrack.objectives.weights import check_weights
+from hatrack.support.names import listed
 
 __all__ = ["MultiLabel"]
 
@@ -77,7 +78,7 @@ class MultiLabel(Objective):
         measure = metrics.f1 if self.metric == metrics.F1 else metrics.exact_match
         return measure(self.given(outputs), targets)
 
-    def untold(self, targets: Tensor) -> str:
+    def unmeasured(self, targets: Tensor) -> str:
         """Say which labels no target has, or all have."""
         counts = targets.sum(0).tolist()
         missing = [name for name, count in zip(self.names, counts, strict=True) if not count]

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from hatrack.errors import InputError
 from hatrack.objectives import metrics
-from hatrack.objectives.base import Objective, listed
+from hatrack.objectives.base import Objective
 from hatrack.objectives.metrics import Metric
+from hatrack.support.names import listed
 
 __all__ = ["Regression"]
 
@@ -100,7 +101,7 @@ class Regression(Objective):
         """Return the metric, in the columns' own units."""
         return MEASURES[self.metric](self.values(outputs), targets)
 
-    def untold(self, targets: Tensor) -> str:
+    def unmeasured(self, targets: Tensor) -> str:
         """Say which columns do not vary, of which R² tells nothing."""
         same = (targets == targets[:1]).all(0).tolist()
         constant = [name for name, is_same in zip(self.names, same, strict=True) if is_same]

@@ -147,21 +147,28 @@ class Protection:
         self.put_back_counters()
         moved = self.find_moved()
         if moved:
-            names = self._names()
-            tensors = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
-            tensors = [name for name in tensors if name not in moved]
-            which = f" ({', '.join(tensors[:3])}{' and more' if len(tensors) > 3 else ''})" if tensors else ""
             raise GuaranteeError(
-                f"protected entries have moved in {', '.join(moved)}{which}: consolidated tasks would no longer give "
-                "their old outputs; call restore() or load the last saved network, and pass every optimizer through "
+                f"protected entries have moved in {', '.join(moved)}{self._tensors_beside(moved)}: consolidated tasks "
+                "would no longer give their old outputs; call restore() or load the last saved network, and pass every "
+                "optimizer through "
                 f"net.protect(...){_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}"
             )
         if self.digests:
             self.require_finite()
 
     def find_moved(self) -> list[str]:
-        """Return the names of what has other digests than it had when it was frozen."""
+        """Return the names of parameters, buffers and tasks whose digests are not those of when they were frozen."""
         return find_changes(self.digests, self._present_digests())
+
+    def _tensors_beside(self, moved: Sequence[str]) -> str:
+        """Return in parentheses, for a message, the names of moved tensors that are not among those of moved digests.
+
+        These are tensors of tasks: one digest, with the name of its task, stands for all of them.
+        """
+        names = self._names()
+        found = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
+        others = [name for name in found if name not in moved]
+        return f" ({', '.join(others[:3])}{' and more' if len(others) > 3 else ''})" if others else ""
 
     def require_finite(self) -> None:
         """Check that all parameters of the backbone are finite, since others reach outputs past masks.
@@ -330,9 +337,10 @@ class Protection:
             self._report([tensor for tensor, _ in moved])
 
     def put_back_counters(self) -> None:
-        """Restore the numbers of batches that frozen norms have seen, without a word, since no output depends on them.
+        """Restore the numbers of batches that frozen norms have seen.
 
-        Averages of networks change them: 0.9 times 24 and 0.1 times 24 make 23 where fractions are cut off.
+        It is done without a warning, since no output depends on them. Averages of networks change them: 0.9 times 24
+        and 0.1 times 24 make 23 where fractions are cut off.
         """
         with torch.inference_mode(False), torch.no_grad():
             for tensor, record in self._watch.moved(self._counters):
@@ -373,7 +381,7 @@ class Protection:
         return {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
 
     def report_layouts(self, stacklevel: int) -> None:
-        """Warn where tensors with frozen entries lie otherwise in memory than they did, once for each change.
+        """Warn where tensors with frozen entries have another memory layout than before, once for each change.
 
         Args:
             stacklevel: number of calls from here to whoever is warned.

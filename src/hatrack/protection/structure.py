@@ -129,8 +129,8 @@ class Controls:
     Args:
         module: the network.
         moving: names of attributes that a run itself changes.
-        is_ours: tells hooks of hatrack's own, which come and go with the units that are found, and are left out; None
-            where there are none.
+        is_ours: whether a hook is one of hatrack's own, which come and go with the units that are found, and are left
+            out; None where there are none.
     """
 
     def __init__(
@@ -139,16 +139,16 @@ class Controls:
         moving: Collection[str] = (),
         is_ours: Callable[[object], bool] | None = None,
     ) -> None:
-        self._is_ours = is_ours or _is_nobodys
+        self._is_ours = is_ours or _is_not_ours
         self._parts = [
             (name, p, _settings_of(p, name, moving), self._hooks_of(p)) for name, p in module.named_modules()
         ]
         self._all_hooks = [_all_hooks_of(part) for _, part, _, _ in self._parts]
 
     def _hooks_of(self, part: nn.Module) -> tuple[int, ...]:
-        """Return the numbers of a module's hooks but hatrack's own, those before its forward first; −1 stands between.
+        """Return the numbers of a module's hooks without hatrack's own, as :func:`_all_hooks_of`.
 
-        Torch gives no number twice.
+        They tell whether hooks are the same, since torch gives no number twice.
         """
         before, after = (
             [number for number, hook in table.items() if not self._is_ours(hook)]
@@ -168,11 +168,11 @@ class Controls:
         """Return in words what has changed, such as ``"norm.eps (1e-05 before, 0.1 now)"``.
 
         Args:
-            place: name of the module in something larger, for the words.
+            place: name of this network as a part of a larger one; empty where it is the whole.
         """
         found = []
-        for own, part, settings, hooks in self._parts:
-            name = f"{place}.{own}".strip(".")
+        for inner, part, settings, hooks in self._parts:
+            name = f"{place}.{inner}".strip(".")
             for key, value in settings.items():
                 present = vars(part).get(key)
                 if _is_other(present, value):
@@ -206,7 +206,8 @@ def settings_in_json(
     Args:
         module: the network.
         moving: names of attributes that a run itself changes.
-        gathering: whether settings are among them by which batch norms gather statistics in training.
+        gathering: whether those are among them that matter in training alone: ``momentum`` of batch norms, and ``p``
+            of torch's dropout.
     """
     found = {name: _settings_of(part, name, moving, gathering) for name, part in module.named_modules()}
     return {
@@ -215,11 +216,12 @@ def settings_in_json(
 
 
 def restore_settings(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the modules of a network the settings of a file, where these are numbers, truth values, texts or None.
+    """Give the modules of a network the settings of a file.
 
     Args:
         module: the network.
-        saved: what :func:`settings_in_json` returned; settings that a module does not have are passed over.
+        saved: what :func:`settings_in_json` returned. Settings that a module does not have are passed over, and so are
+            those that were no numbers, truth values, texts or None.
     """
     for name, part in module.named_modules():
         present = _settings_of(part, name, (), gathering=True)
@@ -229,7 +231,7 @@ def restore_settings(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) 
 
 
 def _may_replace(value: Any, present: Any) -> bool:
-    """Return whether a JSON value is a setting itself, not the words for one that JSON does not know."""
+    """Return whether a JSON value is the setting itself, and not a text for one that JSON cannot hold."""
     if isinstance(value, str):
         return isinstance(present, str)
     return isinstance(value, (bool, int, float, type(None))) and isinstance(
@@ -247,7 +249,10 @@ def _as_json(value: Any) -> Any:
 
 
 def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering: bool = False) -> dict[str, Any]:
-    """Return attributes of a module by which it may choose what it does, those of its classes included."""
+    """Return attributes of a module by which it may choose what it does, those of its classes included.
+
+    The names that are left out, ``moving``, and ``gathering`` are those of :func:`settings_in_json`.
+    """
     prefix = f"{name}." if name else ""
     kinds = [kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__]
     inherited = [key for kind in kinds for key, value in vars(kind).items() if _is_setting(value) and key[:2] != "__"]
@@ -255,7 +260,7 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering:
     names = [key for key in dict.fromkeys((*present, *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
     if isinstance(part, _NormBase) and not gathering:
-        # Of statistics, which old tasks do not gather; it changes while these are gathered anew.
+        # Old tasks gather no statistics, and it changes while these are gathered anew.
         own.pop("momentum", None)
     return {key: value for key, value in own.items() if _is_setting(value)}
 
@@ -269,9 +274,10 @@ def _is_setting(value: Any) -> bool:
     return all(isinstance(each, PLAIN_VALUES) for each in parts)
 
 
-def _is_nobodys(hook: object) -> bool:
+def _is_not_ours(hook: object) -> bool:
     return False
 
 
 def _all_hooks_of(part: nn.Module) -> tuple[int, ...]:
+    """Return the numbers of a module's hooks: those before its forward pass, −1, and those after it."""
     return (*part._forward_pre_hooks, -1, *part._forward_hooks)

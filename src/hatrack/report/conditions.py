@@ -15,10 +15,17 @@ from hatrack.methods import METHODS
 from hatrack.report.table import joined
 from hatrack.train import TrainingSettings
 
-__all__ = ["conditions", "differing", "more_epochs", "times_with_recognition", "unequal", "weighted_losses"]
+__all__ = [
+    "conditions",
+    "differing_settings",
+    "more_epochs",
+    "times_with_recognition",
+    "unequal_settings",
+    "weighted_losses",
+]
 
 Labelled = Sequence[tuple[str, RunResult]]
-"""Runs with their labels, at least one of each."""
+"""Pairs of a label and a run of it; runs of one label have the same settings."""
 
 _COMMON: Mapping[str, Any] = MappingProxyType(
     {
@@ -30,7 +37,7 @@ _COMMON: Mapping[str, Any] = MappingProxyType(
 """Settings that every method has, with their defaults, which records of before may lack."""
 
 _ADDED = frozenset({"infer"})
-"""Settings by which nothing is learned in another way."""
+"""Settings that add a measurement and change nothing that is learned."""
 
 _CHOSEN = frozenset(
     {
@@ -38,26 +45,26 @@ _CHOSEN = frozenset(
         *("eval_batch_size", "fresh_statistics", "precision", "captured", "channels_last"),
     }
 )
-"""Settings that may be chosen for each method, as a search does: none gets more data, steps or units by them."""
+"""Settings that may be chosen for each method, as a search does: they give none more data, steps or units."""
 
 _NAMED = 5
 """Number of labels that a sentence names for one value."""
 
 
 def conditions(runs: Labelled, competing: Sequence[str]) -> str:
-    """Say all that must be known to compare runs, as a sentence without its end; empty where nothing must.
+    """Say under which different conditions runs were made, as a sentence without its end; empty where all are alike.
 
     Args:
         runs: runs with their labels.
         competing: labels of those that would be ranked.
     """
-    found = differing(runs)
-    if found and unequal([pair for pair in runs if pair[0] in competing]):
+    found = differing_settings(runs)
+    if found and unequal_settings([pair for pair in runs if pair[0] in competing]):
         found = f"{found}, so that no method is called ahead of another"
     return joined(found, more_epochs(runs))
 
 
-def differing(runs: Labelled) -> str:
+def differing_settings(runs: Labelled) -> str:
     """Say in which settings that are not a method's own runs differ; empty where they do not.
 
     A method's own are the settings that no other has, and what the method or the preset of its experiment sets for it
@@ -80,11 +87,11 @@ def more_epochs(runs: Labelled) -> str:
     return f"more epochs of a task are made than `epochs` says ({_grouped(found)})" if found else ""
 
 
-def unequal(runs: Labelled) -> str:
-    """Say in which settings of :func:`differing` runs differ by which some get more to learn with than others.
+def unequal_settings(runs: Labelled) -> str:
+    """Say by which settings some runs get more to learn with than others; empty where none does.
 
-    These are all but the learning rate and the like, which may be chosen for each method. Methods whose runs differ in
-    them cannot be ranked.
+    These are those of :func:`differing_settings` but for the learning rate and the like, which may be chosen for each
+    method. Methods whose runs differ in them cannot be ranked.
 
     Args:
         runs: runs that would be ranked, with their labels.
@@ -114,7 +121,10 @@ def times_with_recognition(runs: Labelled) -> str:
 
 
 def _different(runs: Labelled, *, without: frozenset[str]) -> dict[str, dict[str, str]]:
-    """Return the settings that differ, each with the value of every label that has it not from its method."""
+    """Return the settings that differ, in their order, each with its value by label.
+
+    Labels of methods that train nothing are left out, and so are those that have the setting from their method.
+    """
     found = {}
     for key in _COMMON.keys() - without:
         values = {
@@ -128,11 +138,15 @@ def _different(runs: Labelled, *, without: frozenset[str]) -> dict[str, dict[str
 
 
 def _trains(run: RunResult) -> bool:
+    """Return whether the method of a run trains; one that is not of this package counts as one that does."""
     return run.method not in METHODS or METHODS[run.method].trains
 
 
 def _is_own(run: RunResult, key: str) -> bool:
-    """Return whether a setting has the value that the method, or the preset of its experiment, gives it alone."""
+    """Return whether a setting has the value that the method, or the preset of its experiment, gives it alone.
+
+    A class of a person's own gives none that is known here: reports do not import it.
+    """
     kind, preset = METHODS.get(run.method), EXPERIMENTS.get(run.experiment)
     own = {**({} if kind is None else kind.training), **({} if preset is None else preset.methods.get(run.method, {}))}
     return key in own and run.config.get(key) == own[key]

@@ -15,7 +15,7 @@ from hatrack.experiments.recorded import TaskAgain
 from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY, Classification, Metric
-from hatrack.objectives.metrics import evenly, readable
+from hatrack.objectives.metrics import readable
 from hatrack.report.conditions import conditions
 from hatrack.report.table import joined
 from hatrack.report.weak_ratios import weak_ratios
@@ -335,13 +335,7 @@ def tuning_table(candidates: Sequence[Candidate]) -> Table:
 
 
 def _spread(found: Spread | None, percent: bool, form: Callable[[float], str] | None = None) -> str:
-    """Say a mean and its deviation: shares in percent, others in a form, or with the decimals of the larger one."""
+    """Say a mean and its deviation as :meth:`Spread.say`, shares in percent; a dash where there is none."""
     if found is None:
         return "–"
-    values = [found.mean] if found.sd is None else [found.mean, found.sd]
-    if percent:
-        form = "{:.2f}".format
-        values = [100 * value for value in values]
-    if form is None and len(values) == 1:
-        form = readable
-    return " ± ".join(evenly(*values) if form is None else [form(value + 0.0) for value in values])
+    return found.say((lambda value: f"{100 * value:.2f}") if percent else form)

@@ -134,9 +134,7 @@ def sizes_table(sizes: Sequence[TaskSize]) -> Table:
         Kind.RATIO.column("plain_milliseconds", "whole (ms)", "least time of the whole network without gates"),
         Kind.RATIO.column("full_milliseconds", "masked (ms)", "least time of the masked network"),
         Kind.RATIO.column("speedup", "times as fast as the whole", "what compression gives"),
-        Kind.RATIO.column(
-            "speedup_over_masked", "as the masked", "what compression gives, and that there are no gates"
-        ),
+        Kind.RATIO.column("speedup_over_masked", "as the masked", "what compression and the lack of gates give"),
     )
     known = [column for column in columns if any(row[column.key] is not None for row in rows)]
     note = "the whole network has no gates and masks; the masked one computes them in every pass, too"

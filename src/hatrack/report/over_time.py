@@ -32,7 +32,7 @@ def learning(runs: Runs) -> Table:
         for epoch, figures in enumerate(_epochs(history, runs.metric), 1)
     )
     columns = (METHOD, SEED, _TASK, _EPOCH, *_figures(runs.metric))
-    return Table("learning", "Loss and score by epoch", columns, rows, joined(OF_LOSSES, runs.losses))
+    return Table("learning", "Loss and score by epoch", columns, rows, joined(OF_LOSSES, runs.note_on_losses))
 
 
 def mean_learning(runs: Runs, points: int = 30) -> Table:
@@ -63,7 +63,7 @@ def mean_learning(runs: Runs, points: int = 30) -> Table:
                     row |= mean_and_sd(figure.key, (one[figure.key] for one in here))
                 rows.append(row)
     columns = (METHOD, _TASK, _EPOCH, Kind.NUMBER.column("progress", "tasks learned"), *_figures(runs.metric))
-    note = joined(OF_LOSSES, runs.losses)
+    note = joined(OF_LOSSES, runs.note_on_losses)
     return Table("mean-learning", "Loss and score by epoch, means over seeds", columns, tuple(rows), note)
 
 
@@ -114,7 +114,7 @@ def by_task(runs: Runs) -> Table:
         difference.column("backward_transfer", "backward", "what later tasks did to it"),
     )
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
-    return Table("by-task", "Time, score and transfer by task", tuple(known), tuple(rows), runs.times)
+    return Table("by-task", "Time, score and transfer by task", tuple(known), tuple(rows), runs.note_on_times)
 
 
 def _figures(metric: Metric | None) -> tuple[TableColumn, ...]:

@@ -50,7 +50,7 @@ def html_report(runs: Runs) -> str:
     metric = runs.metric
     makers = (summary, curves, by_task, _learning, accuracy, capacity, reuse, data, mean_usage)
     tables = {table.name: table for table in (make(runs) for make in makers)}
-    outcome = None if metric is None or runs.unequal else verdict(runs)
+    outcome = None if metric is None or runs.unequal_settings else verdict(runs)
     if outcome is not None:
         tables["differences"] = differences(runs)
     tables |= {table.name: table for make in _OF_RECOGNITION if (table := make(runs)).rows}
@@ -73,8 +73,8 @@ def html_report(runs: Runs) -> str:
         "methods": sections.method_list(runs),
         "references": [(name, text) for name, text in REFERENCES.items() if name in runs.labels],
         "left_out": runs.left_out,
-        "conditions": f"{capitalized(runs.conditions)}." if runs.conditions else "",
-        "losses": f"{capitalized(runs.losses)}." if runs.losses else "",
+        "conditions": f"{capitalized(runs.note_on_conditions)}." if runs.note_on_conditions else "",
+        "losses": f"{capitalized(runs.note_on_losses)}." if runs.note_on_losses else "",
         "explanations": sections.explanations(runs),
         "beside": {"columns": others.columns, "rows": sections.beside(others)},
         "here": HERE,

@@ -61,7 +61,7 @@ def task_panels(runs: Runs, tables: Mapping[str, Table]) -> list[Panel]:
     direction = "" if metric == ACCURACY else f" {metric.direction.capitalize()}."
     lost = "in points lost" if metric.is_share else f"what got worse of {metric.name}"
     bars = " Bars are one standard deviation over seeds." if len(runs.seeds) > 1 else ""
-    times = f" {capitalized(runs.times)}." if runs.times else ""
+    times = f" {capitalized(runs.note_on_times)}." if runs.note_on_times else ""
     ahead = "in points" if metric.is_share else f"in {metric.name}"
     wanted = (
         ("curves", runs.average, f"Average {metric.name}", f"of all the tasks so far.{direction}{bars}"),

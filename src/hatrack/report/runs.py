@@ -19,7 +19,7 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
-from hatrack.report.conditions import conditions, times_with_recognition, unequal, weighted_losses
+from hatrack.report.conditions import conditions, times_with_recognition, unequal_settings, weighted_losses
 from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
@@ -80,7 +80,7 @@ class Runs:
         _require_same_samples(learned)
         most = max(len(result.scores) for result in learned)
         left_out = [
-            f"{result.method}, seed {result.seed}: {_lack(result, most)}"
+            f"{result.method}, seed {result.seed}: {_why_left_out(result, most)}"
             for result in everything
             if len(result.scores) < most or result in forgetful
         ]
@@ -106,7 +106,7 @@ class Runs:
             )
         average = "average" if metric is None else f"average {metric.name}"
         title = f"{self.any.experiment}: {sum(map(len, self.by_label.values()))} runs of {self.learned} tasks"
-        notes = [*([self.conditions] if self.conditions else []), *self.left_out]
+        notes = [*([self.note_on_conditions] if self.note_on_conditions else []), *self.left_out]
         return html_table(title, ("method", "seeds", average), rows, notes)
 
     @cached_property
@@ -196,37 +196,38 @@ class Runs:
         return names[: self.learned]
 
     @cached_property
-    def unequal(self) -> str:
+    def unequal_settings(self) -> str:
         """Settings, as part of a sentence, by which some competing runs get more to learn with than others.
 
-        Empty where none does; where it is not, no method is called ahead of another.
+        It is empty where there are none. Where there are some, no method is called ahead of another.
         """
-        return unequal([pair for pair in self._one_of_each if pair[0] in self.competitors])
+        return unequal_settings([pair for pair in self._one_of_each if pair[0] in self.competitors])
 
     @cached_property
-    def conditions(self) -> str:
-        """Sentence, without its end, about what runs had to learn with that was not alike; empty where all was."""
+    def note_on_conditions(self) -> str:
+        """Sentence, without its end, about different conditions of the runs; empty where these are alike."""
         return conditions(self._one_of_each, self.competitors)
 
     @property
-    def missing(self) -> str:
-        """Sentence, without its end, about runs that are not part of it; empty where none is left out."""
+    def note_on_left_out(self) -> str:
+        """Sentence, without its end, about the runs that are left out; empty where none is."""
         named = [" ".join(said.split()) for said in self.left_out[:_NAMED]]
         more = [f"{len(self.left_out) - _NAMED} more"] if len(self.left_out) > _NAMED else []
         return f"left out: {'; '.join((*named, *more))}" if named else ""
 
     @property
-    def losses(self) -> str:
+    def note_on_losses(self) -> str:
         """Sentence, without its end, about losses that weigh classes; empty where none does."""
         return weighted_losses(self._one_of_each)
 
     @property
-    def times(self) -> str:
+    def note_on_times(self) -> str:
         """Sentence, without its end, about times that have the recognition of tasks in them; empty where none has."""
         return times_with_recognition(self._one_of_each)
 
     @property
     def _one_of_each(self) -> list[tuple[str, RunResult]]:
+        """One run for every label, since those of a label have the same settings."""
         return [(label, next(iter(self.by_label[label].values()))) for label in self.labels]
 
     def each(self) -> Iterable[tuple[str, int, RunResult]]:
@@ -313,8 +314,8 @@ def _read_place(place: Path) -> tuple[list[RunResult], list[str]]:
     return [read_result(path) for path in paths], []
 
 
-def _lack(result: RunResult, most: int) -> str:
-    """Say what a run lacks that is not in a report."""
+def _why_left_out(result: RunResult, most: int) -> str:
+    """Say why a run is left out."""
     if result.forgotten:
         return "a task of it was forgotten" if result.scores else "all that it learned was forgotten"
     return f"{len(result.scores)} of {most} tasks learned"

@@ -16,8 +16,7 @@ from hatrack.report.runs import REFERENCES, Runs
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
 from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
-from hatrack.report.writers import beside as evenly_said
-from hatrack.report.writers import display, number
+from hatrack.report.writers import display, mean_and_deviation, number
 
 __all__ = [
     "beside",
@@ -87,28 +86,18 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
     cards = [("", f"average {_named(metric)} in the end", shown, over)]
     if several:
         superlative = "highest" if metric.larger_is_better else "lowest"
-        equals = [
-            row["method"]
-            for row in summary(runs).rows
-            if row["method"] in runs.competitors and row[runs.average] == outcome.score
-        ]
-        cards = [("", f"{superlative} {metric.name} after the last task", f"{', '.join(equals)} {shown}", over)]
+        of_competitors = [row for row in summary(runs).rows if row["method"] in runs.competitors]
+        level = [row["method"] for row in of_competitors if row[runs.average] == outcome.score]
+        cards = [("", f"{superlative} {metric.name} after the last task", f"{', '.join(level)} {shown}", over)]
     best = next(row for row in summary(runs).rows if row["method"] == outcome.best)
     both, task = (best[column.key] for column in UNNAMED)
     if both is not None and task is not None:
         text = f"the task is recognised for {number(task, Kind.PERCENT)} % of the test samples"
         cards.append(("", "right with no task named", f"{number(both, Kind.PERCENT)} %", text))
     if outcome.second is not None and outcome.points is not None:
-        lead, relation = outcome.lead, "ahead of" if outcome.points else "level with"
-        text = "one seed in common: no telling whether that is luck"
-        if lead is not None:
-            text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
-            if any(len(runs.by_label[label]) > lead.n for label in (outcome.best, outcome.second)):
-                mean = f"{number(lead.mean, difference)}{_unit(metric)}"
-                text = f"{mean} over the {lead.n} seeds that both have, {text}"
-        cards.append(
-            ("", f"{relation} {outcome.second}, the next", f"{number(outcome.points, difference)}{_unit(metric)}", text)
-        )
+        relation = "ahead of" if outcome.points else "level with"
+        points = f"{number(outcome.points, difference)}{_unit(metric)}"
+        cards.append(("", f"{relation} {outcome.second}, the next", points, _certainty(runs, outcome, outcome.second)))
     kept = outcome.unforgotten
     if runs.learned > 1 and (kept or not several):
         cards.append(_unforgotten_card(kept, several))
@@ -120,6 +109,21 @@ def cards(runs: Runs, outcome: Verdict | None) -> list[dict[str, str]]:
         text = text if metric.larger_is_better else f"more {metric.name} than when a task was learned, on the average"
         cards.append(("bad", what, figure, text))
     return _as_cards(cards)
+
+
+def _certainty(runs: Runs, outcome: Verdict, second: str) -> str:
+    """Say the interval of the lead over the second, and whether it is more than luck.
+
+    The mean of the interval is said, too, where one of both has further seeds: the lead in the headline is over all.
+    """
+    lead, difference = outcome.lead, kinds_of(runs.metric)[1]
+    if lead is None:
+        return "one seed in common: no telling whether that is luck"
+    text = f"95 % interval {number(lead.low, difference)} to {number(lead.high, difference)}: {_luck(lead)}"
+    if all(len(runs.by_label[label]) == lead.n for label in (outcome.best, second)):
+        return text
+    mean = f"{number(lead.mean, difference)}{_unit(runs.require_metric())}"
+    return f"{mean} over the {lead.n} seeds that both have, {text}"
 
 
 def _luck(lead: Interval) -> str:
@@ -150,15 +154,15 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
         runs: the runs.
         outcome: who is best; None as for :func:`cards`.
     """
-    sentences = [f"{capitalized(runs.conditions)}."] if runs.conditions else []
-    if runs.metric is not None and runs.unequal:
-        return [f"{capitalized(runs.conditions)}. Make the runs with the same settings to rank them."]
+    if runs.metric is not None and runs.unequal_settings:
+        return [f"{capitalized(runs.note_on_conditions)}. Make the runs with the same settings to rank them."]
     if outcome is None:
         why = runs.different
         return [
             f"{why[:1].upper()}{why[1:]}: methods are not ranked, and averages, forgetting, ρ, transfer and "
             "differences are left out. What each task reached and kept is below, in its own metric."
         ]
+    said = [f"{capitalized(runs.note_on_conditions)}."] if runs.note_on_conditions else []
     if "joint" in runs.labels and runs.learned > 1 and outcome.best != "joint":
         metric = runs.require_metric()
         kind, difference = kinds_of(metric)
@@ -166,15 +170,15 @@ def sentences(runs: Runs, outcome: Verdict | None) -> list[str]:
         gap = outcome.score - joint
         relation = "below" if gap < 0 else "above"
         reached = f"{number(joint, kind)} %" if metric.is_share else f"{metric.name} {number(joint, kind)}"
-        sentences.append(
+        said.append(
             f"Learning all tasks at once, with all the data in hand, reaches {reached}: the best "
             f"method is {number(abs(gap), difference)}{_unit(metric)} {relation} that."
         )
     if outcome.second is not None and (outcome.lead is None or outcome.lead.is_significant is None):
-        sentences.append(
+        said.append(
             f"With fewer than {LEAST_SEEDS} seeds in common, differences cannot be told from luck; run more seeds."
         )
-    return sentences
+    return said
 
 
 def _named(metric: Metric) -> str:
@@ -203,7 +207,7 @@ def _cell(row: Mapping[str, Any], column: TableColumn) -> dict[str, Any]:
     text = f"{value} of {row['seeds']}" if column.key == "unchanged" else display({column.key: value}, column)
     deviation = None
     if spread is not None and value is not None:
-        text, deviation = evenly_said(value, spread, column.kind)
+        text, deviation = mean_and_deviation(value, spread, column.kind)
     return {
         "text": text,
         "kind": column.kind.value,

@@ -113,8 +113,14 @@ class Drawing:
 
 
 def joined(*sentences: str) -> str:
-    """Join sentences without their ends to the text of a note; each once, and empty ones are left out."""
-    return ". ".join(dict.fromkeys(filter(None, (sentences[0], *map(capitalized, filter(None, sentences[1:]))))))
+    """Join sentences without their ends to the text of a note; each once, and empty ones are left out.
+
+    Args:
+        sentences: at least one; the first stays as it is, and those behind it begin with a capital.
+    """
+    first, *others = sentences
+    parts = [first, *(capitalized(each) for each in others if each)]
+    return ". ".join(dict.fromkeys(filter(None, parts)))
 
 
 def kinds_of(metric: Metric | None) -> tuple[Kind, Kind]:

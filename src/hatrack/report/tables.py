@@ -66,7 +66,7 @@ def summary(runs: Runs) -> Table:
     known = [c for c in columns if c.kind is Kind.TEXT or any(row[c.key] is not None for row in rows)]
     known = [c for c in known if c.key != "unchanged" or runs.learned > 1]  # there is no earlier task
     note = runs.weak_ratios(last=True) if any(column.key == "forgetting_ratio" for column in known) else ""
-    return Table("summary", "All methods", tuple(known), tuple(rows), note).noted(runs.times)
+    return Table("summary", "All methods", tuple(known), tuple(rows), note).noted(runs.note_on_times)
 
 
 def accuracy(runs: Runs) -> Table:
@@ -95,7 +95,7 @@ def accuracy(runs: Runs) -> Table:
         *(Kind.RATIO.column("loss"), Kind.TEXT.column("logits_sha256", "hash of the outputs")),
     )
     what = "Accuracy" if accuracies else "Score"
-    return Table("accuracy", f"{what} on every task after every task", columns, tuple(rows), runs.losses)
+    return Table("accuracy", f"{what} on every task after every task", columns, tuple(rows), runs.note_on_losses)
 
 
 def curves(runs: Runs) -> Table:

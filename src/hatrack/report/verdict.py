@@ -20,7 +20,7 @@ from hatrack.report.tables import summary
 __all__ = ["OF_SAMPLES", "Verdict", "differences", "timing", "unforgotten", "verdict"]
 
 OF_SAMPLES = (ACCURACY, EXACT_MATCH)
-"""Metrics that are the share of the test samples that are right, whose error by the choice of samples is known."""
+"""Metrics that are shares of the test samples, so that their error by the choice of these samples is known."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def verdict(runs: Runs) -> Verdict:
             so that there is none.
     """
     metric = runs.require_metric()
-    if runs.unequal:
+    if runs.unequal_settings:
         raise InputError(
             f"no method is called ahead of another, since runs differ in settings that are not a method's own "
-            f"({runs.unequal}); make the runs with the same, or report on each alone"
+            f"({runs.unequal_settings}); make the runs with the same, or report on each alone"
         )
     ranked = [row for row in summary(runs).rows if row["method"] in runs.competitors]
     best, *others = ranked
@@ -84,9 +84,9 @@ def unforgotten(runs: Runs) -> tuple[str, ...]:
 def differences(runs: Runs) -> Table:
     """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
-    An interval is never narrower than the number of test samples allows, where scores are shares of them. Two seeds
-    have an interval and no verdict (None); seeds that all differ by the same are no verdict either, where nothing is
-    known of the samples (False).
+    Where scores are shares of the test samples, an interval is never narrower than their number allows. With two seeds
+    there is an interval and no verdict (None). Where all seeds differ by the same, and nothing is known of the error by
+    the choice of samples, a difference does not count as more than luck (False).
 
     Args:
         runs: the runs; the best has the best score, joint training and guessing aside.
@@ -145,7 +145,7 @@ def timing(runs: Runs) -> Table:
         Kind.RATIO.column("times_sgd", "times sgd"),
     )
     known = columns if plain else columns[:-1]
-    return Table("timing", "Training and testing time", known, tuple(rows), runs.times)
+    return Table("timing", "Training and testing time", known, tuple(rows), runs.note_on_times)
 
 
 def _lead(runs: Runs, best: str, second: str) -> Interval | None:
@@ -183,7 +183,7 @@ def _error_of_average(run: RunResult, learned: int) -> float:
 
 
 def _error_of_forgetting(run: RunResult, learned: int) -> float:
-    """Return the standard error of forgetting likewise; what stayed the same to the bit has none."""
+    """Return the standard error of forgetting likewise; tasks whose outputs stayed the same to the bit have none."""
     if run.metric not in OF_SAMPLES:
         return 0.0
     last = run.scores[learned - 1]
@@ -193,4 +193,5 @@ def _error_of_forgetting(run: RunResult, learned: int) -> float:
         return 0.0
     shares = [score.value for first, final, _ in changed for score in (first, final)]
     samples = [count for _, _, count in changed for _ in range(2)]
-    return error_of_shares(shares, samples) * len(shares) / (learned - 1)  # a sum of all these, over the tasks
+    # error_of_shares is of their mean; forgetting is their signed sum over the number of all earlier tasks.
+    return error_of_shares(shares, samples) * len(shares) / (learned - 1)

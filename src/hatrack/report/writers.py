@@ -12,7 +12,7 @@ from typing import Any
 from hatrack.objectives.metrics import evenly, readable
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized
 
-__all__ = ["WRITERS", "beside", "display", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
+__all__ = ["WRITERS", "display", "mean_and_deviation", "number", "to_csv", "to_json", "to_latex", "to_markdown"]
 
 _LATEX = str.maketrans(
     {
@@ -43,7 +43,7 @@ def display(row: Row, column: TableColumn) -> str:
         return "yes" if value else "no"
     if spread is None:
         return number(value, column.kind)
-    return "{} ({})".format(*beside(value, spread, column.kind))
+    return "{} ({})".format(*mean_and_deviation(value, spread, column.kind))
 
 
 def to_csv(table: Table) -> str:
@@ -108,8 +108,8 @@ def number(value: Any, kind: Kind) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
-def beside(value: float, spread: float, kind: Kind) -> tuple[str, str]:
-    """Return a number and its standard deviation as people read them, with equally many decimals."""
+def mean_and_deviation(value: float, spread: float, kind: Kind) -> tuple[str, str]:
+    """Return a mean and its standard deviation as people read them, with equally many decimals."""
     if kind is not Kind.SCORE:
         return number(value, kind), number(spread, kind)
     said, deviation = evenly(value, spread)

@@ -12,8 +12,7 @@ import dataclasses
 import enum
 import functools
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -25,11 +24,17 @@ from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from hatrack.errors import UnsupportedError
-from hatrack.state.comparing import is_same_tensor
 from hatrack.support.modes import plain_modes, trainable
 
-__all__ = ["Snapshot", "UndoLog", "all_or_nothing", "attaches_or_not", "copies_of", "leaves_modes", "refuses_written"]
+__all__ = [
+    "Snapshot",
+    "UndoLog",
+    "all_or_nothing",
+    "attaches_or_not",
+    "copies_of",
+    "leaves_modes",
+    "values_before_attaching",
+]
 
 
 class UndoLog:
@@ -366,38 +371,14 @@ def attaches_or_not(constructor: MethodT) -> MethodT:
     return cast(MethodT, wrapped)
 
 
-@contextmanager
-def refuses_written(named: Mapping[str, Tensor]) -> Iterator[None]:
-    """Refuse a backbone whose runs in a block change its parameters, whatever else goes wrong in it.
+def values_before_attaching() -> dict[int, Tensor]:
+    """Return, by identity, the values that tensors of a backbone had before a network began to be attached to it.
 
-    They are compared with the values that are kept to undo attaching: torch does not count what is written through
-    ``.data``, and counts what probing writes and takes back.
-
-    Args:
-        named: the parameters by name.
-
-    Raises:
-        UnsupportedError: a run has changed one of them.
+    They are the copies that are kept to undo attaching, and must not be written to. There are none outside of a
+    constructor that :func:`attaches_or_not` decorates.
     """
     snapshot = _BEFORE.get()
-    kept = {} if snapshot is None else snapshot.values()
-
-    def require_unwritten(error: Exception | None) -> None:
-        written = [name for name, each in named.items() if not is_same_tensor(kept.get(id(each), each), each)]
-        if written:
-            raise UnsupportedError(
-                f"running the backbone writes into its parameters, {', '.join(written)}, so that no task could have "
-                "answers that stay. Compute what is needed anew in every pass, and leave the parameter as it is "
-                "(weight = self.weight / self.weight.norm(), or torch.nn.utils.parametrize); or write after steps of "
-                "the optimizer, outside of forward"
-            ) from error
-
-    try:
-        yield
-    except Exception as error:
-        require_unwritten(error)
-        raise
-    require_unwritten(None)
+    return {} if snapshot is None else snapshot.values()
 
 
 def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -149,8 +149,8 @@ class Task:
         files: the files that it was read from; None where it was not, or where the data set has no files of its own.
         test_seen: number of test samples that are identical with samples that a task trains on, by the name of that
             task, which may be this one; None where nobody compared them.
-        scaled_over: number of samples of which its scaling, and that of its numbers to predict, was computed; None
-            where it was not, as with published constants.
+        scaled_over: number of samples that mean and deviation were computed of, by which its samples and numbers to
+            predict are scaled; None where they were not computed, as with published constants.
 
     Raises:
         InputError: the name is unusable, two outputs have one name, targets do not fit the objective, or the splits

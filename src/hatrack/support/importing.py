@@ -1,4 +1,4 @@
-"""Objects of a person's own modules, by ``module:name``, and what goes wrong in their code, in one line."""
+"""Import of a person's own functions and classes, by ``module:name``, and the failures of their code in one line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ __all__ = ["failure_of", "imported"]
 
 
 def imported(what: str, name: str, example: str, kind: str = "function") -> Any:
-    """Return what a name in a module of the user's own stands for; it can be called.
-
-    The module is looked for in the working directory, too.
+    """Import a function or class of a person's own, from what is installed or from the working directory.
 
     Args:
-        what: noun for it, such as ``network``, for messages.
+        what: noun for what it is to be, such as ``network``, for messages.
         name: ``module:name``.
-        example: such a name, for messages, whose module is ``mymodule``.
-        kind: noun for what is looked for in the module.
+        example: a name of this form whose module is ``mymodule``, for messages.
+        kind: ``function`` or ``class``, for messages.
 
     Raises:
         InputError: the module cannot be imported, or has nothing of that name that can be called.

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 __all__ = ["laid_out_like", "lay_gradients_out", "lay_memory_out", "lay_out", "memory_format_of", "strides_of"]
 
+_WITHOUT_VALUES = (UninitializedParameter, UninitializedBuffer)
+
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
     """Return the format that the entries of a tensor lie in: pixel by pixel, or the plain one for all else."""
@@ -60,20 +62,16 @@ def lay_out(module: nn.Module, strides: Mapping[str, Sequence[int]]) -> None:
     """
     for name, tensor in _tensors_of(module):
         wanted = tuple(strides.get(name, _plain_strides(tensor.shape)))
-        present_is_dense = _is_dense(tensor.shape, tensor.stride())
-        if not _lies_in(tensor, wanted) and present_is_dense and _is_dense(tensor.shape, wanted):
+        if not _lies_in(tensor, wanted) and all(_is_dense(tensor.shape, each) for each in (tensor.stride(), wanted)):
             laid = torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device)
             tensor.data = laid.copy_(tensor.detach())
 
 
 def _tensors_of(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Yield parameters and buffers that have strides to speak of."""
+    """Yield by name the parameters and buffers that may lie in memory in several ways."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.layout is torch.strided and tensor.dim() > 1 and not isinstance(tensor, _WITHOUT_VALUES):
             yield name, tensor
-
-
-_WITHOUT_VALUES = (UninitializedParameter, UninitializedBuffer)
 
 
 def _lies_in(tensor: Tensor, strides: Sequence[int]) -> bool:
@@ -81,6 +79,7 @@ def _lies_in(tensor: Tensor, strides: Sequence[int]) -> bool:
 
 
 def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
+    """Return the strides of a tensor that lies in memory row by row."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -90,9 +89,9 @@ def _plain_strides(shape: torch.Size) -> tuple[int, ...]:
 
 def _is_dense(shape: torch.Size, strides: Sequence[int]) -> bool:
     """Return whether entries of a shape fill memory without gaps, each in a place of its own."""
-    step = 1
     if len(shape) != len(strides):
         return False
+    step = 1
     for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
         if stride != step:
             return False

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["entries_below", "file_name_of", "in_one_line", "look_up", "prefix_of", "unknown_name", "words"]
+__all__ = ["entries_below", "file_name_of", "in_one_line", "listed", "look_up", "prefix_of", "unknown_name", "words"]
 
 Entry = TypeVar("Entry")
 
 MOST_NAMES = 100
 """Most names that an error lists; a module of somebody else may have thousands."""
 
-MOST_SHOWN = 60
+MOST_CHARACTERS = 60
 """Most characters that an error shows of what was given in the place of a name and is no text."""
+
+MOST_LISTED = 5
+"""Most names that a sentence lists."""
 
 
 def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -26,13 +29,18 @@ def entries_below(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]
 
 
 def file_name_of(name: str) -> str:
-    """Return what stands for a name in that of a file: systems differ in whether one may have a colon."""
+    """Return a name as part of a file's name: without colons, which some systems do not allow there."""
     return name.replace(":", "-")
 
 
 def in_one_line(error: BaseException | None) -> str:
     """Return the first paragraph of an exception's message in one line, for messages that quote it."""
     return " ".join(str(error).strip().partition("\n\n")[0].split())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in quotes for a message, the first few of them where they are many."""
+    return ", ".join(map(repr, names[:MOST_LISTED])) + (", …" if len(names) > MOST_LISTED else "")
 
 
 def unknown_name(
@@ -56,7 +64,7 @@ def unknown_name(
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     choice = f"choose one of: {', '.join(names[:MOST_NAMES])}{more}" if names else f"there is no {kind} yet"
     said = repr(name)
-    if not isinstance(name, str) and len(said) > MOST_SHOWN:  # such as all the samples, in the place of a task
+    if not isinstance(name, str) and len(said) > MOST_CHARACTERS:  # such as all the samples, in the place of a task
         said = f"that something of type {type(name).__name__} could name"
     return InputError(f"there is no {kind} {said}{guess} {choice}")
 

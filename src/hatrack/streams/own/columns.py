@@ -41,7 +41,9 @@ EXACT = 1 << 53
 TRUTH = {"false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 """Words for truth values, in small letters."""
 _CODE = re.compile(r"0\d+|\d+[eE]\d+", re.ASCII)
+"""Cells that are numbers, and more likely codes."""
 _DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])", re.ASCII)
+"""Cells that are numbers, and could be days: year, month, day."""
 
 
 class ColumnKind(Enum):
@@ -140,8 +142,8 @@ class ColumnReader:
 
     Attributes:
         counts: whether each cell so far is by one larger than the one before.
-        code: the first cell so far that was read as a number and is more likely a code: one with zeros in front
-            (``00331``), or with an exponent of whole numbers (``3e5``); None where there is none.
+        code: the first cell so far that was read as a number and is more likely a code: a whole number with zeros in
+            front (``00331``), or with an exponent (``3e5``); None where there is none.
         are_days: whether all cells so far are numbers that could be days, such as ``20260131``.
     """
 
@@ -320,7 +322,7 @@ def dropping(column: str) -> str:
 
 
 def as_categories(column: str) -> str:
-    """Return what is said of a column whose numbers are names, for a message."""
+    """Return, for a message, the setting that reads a column of numbers as categories."""
     return f"categories = [{quoted(column)}] ({_setting('categories', column)})"
 
 

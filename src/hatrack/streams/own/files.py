@@ -118,7 +118,7 @@ class OwnTask:
         if self.holds_pictures:
             return has_test_pictures(self.path)
         there = array_names(self.path)
-        return not there.issuperset(TRAINING) or not there.isdisjoint(TEST)  # what is missing is said on reading
+        return not there.issuperset(TRAINING) or not there.isdisjoint(TEST)  # reading names what is missing
 
     def said(self, choice: TargetChoice, test_share: float | None, cells: CellFormat | None = None) -> OwnTask:
         """Return the task with what settings say of it beside what was said before.
@@ -292,7 +292,7 @@ def _read_npz(task: OwnTask) -> ReadSamples:
 
 
 def _unread(names: Collection[str]) -> list[str]:
-    """Say which arrays of an ``.npz`` file are not read."""
+    """Return the notes on arrays of an ``.npz`` file that are not read, at most one."""
     if not names:
         return []
     arrays = ", ".join(sorted(names)[:SHOWN]) + (", …" if len(names) > SHOWN else "")
@@ -302,7 +302,12 @@ def _unread(names: Collection[str]) -> list[str]:
 
 
 def _as_pictures(samples: OwnSamples, task: OwnTask) -> OwnSamples:
-    """Return arrays that are said to be pictures with their size and channels."""
+    """Return samples of an array as pictures of the task's size and channels.
+
+    Raises:
+        InputError: the array has not four axes.
+        UnfitDataError: they do not fit.
+    """
     if samples.x.dim() != 4:
         raise InputError(f"task {task.name}: resize and channels are for pictures, not for {tuple(samples.x.shape)}")
     try:

@@ -1,7 +1,7 @@
-"""Test samples that are training samples, too: counted for every two tasks of a stream, and said.
+"""Test samples that are training samples, too: counted for every two tasks of a stream, and named in notes.
 
-One network learns all tasks: a test sample of a task on which another task trains is one that it has seen, and so have
-replay and joint training.
+One network learns all tasks. If one task trains on a test sample of another, the network has seen it in training, with
+every method.
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ class _Trained:
     twins: int
 
     def seen_in(self, name: str, test: Split, digests: np.ndarray) -> SeenSamples | None:
-        """Compare test samples with these of a task of that name; None where none is among these."""
+        """Find test samples that are among these; None where none is.
+
+        Args:
+            name: name of the task that trains on these.
+            test: the test samples.
+            digests: their digests, uint64 ``(N,)``.
+        """
         (places,) = np.isin(digests, self.digests).nonzero()
         if not len(places):
             return None
@@ -89,8 +95,7 @@ def seen_samples(tasks: Sequence[Task]) -> tuple[tuple[SeenSamples, ...], ...]:
     found = []
     for task in tasks:
         digests = _digests(task.test)
-        some = np.isin(digests, everything).any()  # most tasks need no look at each of the others
-        pairs = zip(tasks, trained, strict=True) if some else ()
+        pairs = zip(tasks, trained, strict=True) if np.isin(digests, everything).any() else ()  # most find nothing
         seen = (each.seen_in(other.name, task.test, digests) for other, each in pairs)
         found.append(tuple(each for each in seen if each is not None))
     return tuple(found)
@@ -108,14 +113,15 @@ def note_of_own(
             empty.
         test_names: places of its test samples, likewise.
     """
-    own, what = next((each for each in seen if each.task == task.name), None), _kind_of_samples(task)
+    own = next((each for each in seen if each.task == task.name), None)
     if own is None:
         return ""
+    what = _kind_of_samples(task)
     test = test_names[own.test_row] if test_names else own.test_row
     train = train_names[own.train_row] if train_names else own.train_row
     return (
         f"{own.count:,} of {len(task.test):,} test {what} are identical with training {what} (such as {test} and "
-        f"{train}){_chance([own], len(task.test), what)} tests on them are no tests"
+        f"{train}){_transition([own], len(task.test), what)} tests on them are no tests"
     )
 
 
@@ -133,9 +139,9 @@ def note_of_others(tasks: Sequence[Task], seen: Sequence[Sequence[SeenSamples]])
     what = _kind_of_samples(tasks[0])
     counts = [f"{each.count:,} of the {len(task.test):,} of {task.name} in {each.task}" for task, each in pairs]
     shown = ", ".join(counts[:SHOWN]) + (", …" if len(counts) > SHOWN else "")
-    chance = _chance([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)
+    transition = _transition([each for _, each in pairs], max(len(task.test) for task, _ in pairs), what)
     return (
-        f"test {what} of tasks are identical with training {what} of other tasks ({shown}){chance} the network has "
+        f"test {what} of tasks are identical with training {what} of other tasks ({shown}){transition} the network has "
         "seen them; let all tasks of one table or set name the same test samples (test = ... in a tasks.toml, a folder "
         "test)"
     )
@@ -146,8 +152,17 @@ def _kind_of_samples(task: Task) -> str:
     return "pictures" if x.dtype == torch.uint8 and x.dim() == 4 else "samples"
 
 
-def _chance(seen: Sequence[SeenSamples], tests: int, what: str) -> str:
-    """Join what was found with what follows, unless chance explains it: training samples that are as often alike."""
+def _transition(seen: Sequence[SeenSamples], tests: int, what: str) -> str:
+    """Return the words between what was found and what follows from it, such as ", so that".
+
+    Different things may look alike, such as rows of a few small numbers. They explain what was found where training
+    samples, too, are identical with each other, at least half as often; the words say so then.
+
+    Args:
+        seen: what was found.
+        tests: number of test samples, the largest if there are several tasks.
+        what: samples or pictures.
+    """
     found = next((each for each in seen if 2 * each.twins * tests >= each.count * each.trained), None)
     if found is None:
         return ", so that"
@@ -156,6 +171,7 @@ def _chance(seen: Sequence[SeenSamples], tests: int, what: str) -> str:
 
 
 def _trained(task: Task) -> _Trained:
+    """Return what a task trains on, with its validation samples unless it is tested on these."""
     splits = [task.train] if task.valid in (task.train, task.test) else [task.train, task.valid]
     digests = np.concatenate([_digests(split) for split in splits])
     rows = torch.cat([split.rows for split in splits]).numpy()
@@ -165,11 +181,15 @@ def _trained(task: Task) -> _Trained:
 
 
 def _digests(split: Split) -> np.ndarray:
-    """Return digests of the samples, uint64 ``(N,)``: 64 bits make two others of a billion pairs alike once in 2e10."""
+    """Return digests of the samples, uint64 ``(N,)``.
+
+    Of a billion pairs of different samples, two have the same 64 bits with a probability of 5e-11.
+    """
     return np.concatenate([_hashed(split, rows) for rows in torch.split(split.rows, AT_ONCE)])
 
 
 def _hashed(split: Split, rows: torch.Tensor) -> np.ndarray:
+    """Return digests of the samples at some positions of the source, uint64 ``(R,)``."""
     x = split.source[rows]
     if isinstance(split.transform, TableRows):
         x = spread(split.transform.columns, x)

@@ -168,7 +168,7 @@ class _Built(NamedTuple):
 
     Attributes:
         task: the task.
-        notes: what was decided by looking at its files, where nobody had said it.
+        notes: what was found in its files and a person would want to know, or decide otherwise.
         names: places in its files of the samples of its training and its test split, by position in the source.
     """
 
@@ -177,7 +177,11 @@ class _Built(NamedTuple):
     names: tuple[tuple[str, ...], tuple[str, ...]]
 
     def notes_with(self, seen: Sequence[SeenSamples]) -> tuple[str, ...]:
-        """Return all notes, with that on test samples that the task trains on."""
+        """Return all notes, with the one on test samples that the task trains on.
+
+        Args:
+            seen: the tasks that train on its test samples.
+        """
         notes = (*self.notes, note_of_own(self.task, seen, *self.names))
         return tuple(f"task {self.task.name}: {note}" for note in notes if note)
 
@@ -190,11 +194,11 @@ def _build(own: OwnTask, options: StreamOptions, index: int) -> _Built:
     weights = options.class_weights or own.choice.class_weights
     task = sampled_task(own.name, objective, train, test, replace(options, class_weights=weights), index=index)
     said = own.choice.kind is not None or own.choice.separator is not None or own.holds_pictures
-    untold = task.objective.untold(task.test.labels)
-    tests = f"of its {len(task.test):,} test samples {untold}" if untold else ""
-    notes = ("" if said else read.train.targets.note(), *found, *read.notes, tests)
-    tested_on_other = task.test is not task.valid
-    names = read.train.names, read.test.names if tested_on_other else read.train.names
+    unmeasured = task.objective.unmeasured(task.test.labels)
+    of_tests = f"of its {len(task.test):,} test samples {unmeasured}" if unmeasured else ""
+    notes = ("" if said else read.train.targets.note(), *found, *read.notes, of_tests)
+    tested_on_validation = task.test is task.valid
+    names = read.train.names, read.train.names if tested_on_validation else read.test.names
     return _Built(replace(task, files=read.files, scaled_over=len(read.train.x)), notes, names)
 
 

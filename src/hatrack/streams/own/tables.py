@@ -24,7 +24,7 @@ from hatrack.streams.own.columns import (
 )
 from hatrack.streams.own.samples import OwnSamples
 from hatrack.streams.own.targets import UNSAID, TargetChoice, targets_of_texts
-from hatrack.support.names import unknown_name
+from hatrack.support.names import listed, unknown_name
 
 __all__ = ["Rows", "TableFormat", "read_rows", "read_table"]
 
@@ -254,7 +254,7 @@ def _notes(readers: Sequence[ColumnReader], columns: Sequence[Column], table: Ta
         each = ", ".join(f"{column.name!r} ({len(column.categories)})" for column in words)
         notes.append(f"{len(words)} columns hold categories, a feature each: {each}")
     for column in words if len(words) <= SHOWN else ():
-        shown = ", ".join(map(repr, column.categories[:SHOWN])) + (", …" if len(column.categories) > SHOWN else "")
+        shown = listed(column.categories)
         notes.append(f"column {column.name!r} holds {len(column.categories)} categories ({shown}), a feature each")
     for reader, column in zip(readers, columns, strict=True):
         if column.kind is ColumnKind.NUMBERS and reader.counts and rows > 2:

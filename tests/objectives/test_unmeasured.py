@@ -23,7 +23,7 @@ def test_classes_are_named_whose_samples_no_mistake_can_be_made_with(labels: lis
     for index, name in enumerate(objective.names):
         wrong = torch.where((y == index).unsqueeze(1), right.roll(1, dims=1), right)
         is_blind = objective.measure(wrong, y) == objective.measure(right, y)
-        assert (repr(name) in objective.untold(y)) == is_blind
+        assert (repr(name) in objective.unmeasured(y)) == is_blind
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8))
@@ -34,7 +34,7 @@ def test_labels_are_named_whose_scores_change_no_mean_average_precision(rows: li
         turned = scores.clone()
         turned[:, index] = 1 - turned[:, index]
         is_blind = objective.measure(turned, y) == objective.measure(scores, y)
-        assert (repr(name) in objective.untold(y)) == is_blind
+        assert (repr(name) in objective.unmeasured(y)) == is_blind
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=2), min_size=1, max_size=6))
@@ -46,7 +46,7 @@ def test_columns_are_named_of_which_r_squared_is_all_or_nothing(rows: list[list[
             values = y.clone()
             values[:, index] += off
             scores.append(objective.measure(values, y))
-        assert (repr(name) in objective.untold(y)) == (scores[0] == scores[1])
+        assert (repr(name) in objective.unmeasured(y)) == (scores[0] == scores[1])
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_columns_are_named_of_which_r_squared_is_all_or_nothing(rows: list[list[
 )
 def test_labels_by_metric(objective: Objective, said: str) -> None:
     y = torch.tensor([[True, False]] * 4)
-    assert said in objective.untold(y)
-    assert objective.untold(torch.tensor([[True, False], [False, True]])) == ""
+    assert said in objective.unmeasured(y)
+    assert objective.unmeasured(torch.tensor([[True, False], [False, True]])) == ""
 
 
 def test_numbers_that_do_not_vary_have_errors_all_the_same() -> None:
     y = torch.full((4, 1), 7.0, dtype=torch.float64)
-    assert Regression(("y",), (0,), (1,), MEAN_ABSOLUTE_ERROR).untold(y) == ""
-    assert "does not vary" in Regression(("y",), (0,), (1,), R_SQUARED).untold(y)
+    assert Regression(("y",), (0,), (1,), MEAN_ABSOLUTE_ERROR).unmeasured(y) == ""
+    assert "does not vary" in Regression(("y",), (0,), (1,), R_SQUARED).unmeasured(y)
 
 
 def test_a_note_names_task_and_class_of_every_kind_of_file(tmp_path: Path) -> None:
