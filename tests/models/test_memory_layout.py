@@ -204,3 +204,44 @@ def test_any_order_of_axes_is_recorded_and_restored(shape: list[int], random: An
     lay_out(plain, {})
     assert plain.weight.is_contiguous()
     assert torch.equal(plain.weight, before)
+
+
+def _train(net: Any) -> None:
+    net.add_task("b", 2)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("b"), lr=0.1))
+    net.train()(X, "b").square().sum().backward()
+    optimizer.step()
+
+
+def _learn(net: Any) -> None:
+    net.add_task("b", 2)
+    net.consolidate("b")
+
+
+BETWEEN: dict[str, Callable[[Any, Path], object]] = {
+    "nothing": lambda net, folder: None,
+    "a step": lambda net, folder: _train(net),
+    "a task": lambda net, folder: _learn(net),
+    "a state": lambda net, folder: net.load_state_dict({}, strict=False),
+    "a file": lambda net, folder: net.save(folder / "net.hat"),
+    "its state": lambda net, folder: net.state_dict(),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_another_layout_of_the_backbone_is_said_whatever_happens_before_old_tasks_are_asked(
+    between: str, kind: Any, tmp_path: Path
+) -> None:
+    net = with_task(kind, torch.contiguous_format)
+    ask(net)
+    net.backbone.to(memory_format=torch.channels_last)
+
+    def go_on() -> None:
+        BETWEEN[between](net, tmp_path)
+        ask(net)
+
+    with pytest.warns(UserWarning, match="values lie otherwise in memory now"):
+        go_on()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(net)

@@ -202,3 +202,15 @@ def test_growing_keeps_settings_and_says_nothing() -> None:
     net.tasks[0].batch_norms[0].eps = 2.0
     with pytest.warns(UserWarning, match=r"eps \(0\.01 before, 2\.0 now\): task 'a'"):
         ask(net, "a")
+
+
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_a_file_does_not_take_up_a_changed_setting_without_a_word(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = kind(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)), torch.zeros(2, 6))
+    net.add_task("a", 2)
+    net.consolidate("a")
+    net.eval()(torch.randn(3, 6), "a")
+    net.tasks.named("a").batch_norms[0].eps = 0.5
+    with pytest.warns(UserWarning, match=r"eps \(1e-05 before, 0\.5 now\): task 'a' answers otherwise"):
+        net.save(tmp_path / "net.hat")

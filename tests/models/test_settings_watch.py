@@ -220,3 +220,25 @@ def test_settings_of_own_heads_are_watched(kind: type, what: str) -> None:
         changed = network(X, "own")
     assert found[0].filename == __file__
     assert not torch.equal(changed["class"], promised["class"])
+
+
+@pytest.mark.parametrize("taken", ["gates", "order"])
+def test_gates_that_are_taken_away_or_put_behind_a_hook_are_noticed(taken: str) -> None:
+    torch.manual_seed(0)
+    network = hatrack.HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)), torch.zeros(2, 6))
+    for name in ("old", "new"):
+        network.add_task(name, 2)
+        network.consolidate(name)
+    if taken == "order":
+        network.backbone[2].register_forward_pre_hook(lambda _, x: (x[0] + 1.0,))
+        with pytest.warns(UserWarning, match="the hooks of 2"):
+            network.eval()(X, "old")
+        hooks = network.backbone[2]._forward_pre_hooks
+        hooks.move_to_end(next(iter(hooks)))
+        with pytest.warns(UserWarning, match="answer otherwise"):
+            network(X, "old")
+        return
+    network.eval()(X, "old")
+    network.backbone[2]._forward_pre_hooks.clear()
+    with pytest.raises(hatrack.UnsupportedError, match="change the outputs of a task that does not use them"):
+        network(X, "old")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -371,7 +373,7 @@ def test_values_that_are_not_finite_are_found_anywhere(value: float, dtype: torc
         torch.nn.init.zeros_(backbone.weight)
 
 
-@pytest.mark.parametrize("change", ["step", "forget", "grow", "load"])
+@pytest.mark.parametrize("change", ["step", "forget", "grow", "load", "put back", "restore", "parent"])
 def test_what_is_asked_within_one_block_of_autocast_is_answered_with_the_weights_of_now(change: str) -> None:
     """Torch keeps converted weights until the outermost block ends, whatever is written to the weights meanwhile."""
     layers = (torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ReLU())
@@ -399,8 +401,19 @@ def test_what_is_asked_within_one_block_of_autocast_is_answered_with_the_weights
         elif change == "load":
             net.forget("c")
             net.load_state_dict(other)
+        elif change == "parent":
+            net.forget("c")
+            parent = torch.nn.ModuleDict({"net": net})
+            parent.load_state_dict({f"net.{name}": value for name, value in other.items()})
+        elif change in ("put back", "restore"):
+            with torch.no_grad():
+                net.backbone[0].weight.add_(1.0)
+            net.backbone(x).sum()
+            if change == "restore":
+                net.restore()
         names = net.task_names
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="something other than a step")
             within = [net.eval()(x, name) for name in names]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert all(torch.equal(net(x, name), answer) for name, answer in zip(names, within, strict=True))

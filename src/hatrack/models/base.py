@@ -713,6 +713,8 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         self.masking.require_attached()
         self.check()
+        self.protection.report_layouts(stacklevel=6)
+        self.masking.notice_settings()
         left_out = {f"backbone.{name}" for name in self.masking.own_state.movement.attributes}  # of whatever shape
         tensors = {
             name: value
@@ -797,6 +799,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         With them are the strides of what does not lie in memory row by row, since last bits of outputs depend on these.
         Both are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
+        self.protection.report_layouts(stacklevel=6)
         digests: dict[str, Any] = self.protection.digests
         described = {**digests, _STRIDES: strides_of(self)} if digests else {}
         return torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
@@ -847,6 +850,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         strides, self._strides_to_load = self._strides_to_load, None
         there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
         here = {state.name for state in self.tasks.consolidated}
+        torch.clear_autocast_cache()  # within torch.autocast it holds the values of before
         try:
             if there != here:
                 raise InputError(
@@ -855,6 +859,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
                 )
             if strides is not None:  # only now, since parameters may be others (assign=True)
                 lay_out(self, strides)
+                self.protection.take_layouts()
                 self.protection.hooks.lay_memory_out()
             self.renew_protection()
             moved = self.protection.find_moved()

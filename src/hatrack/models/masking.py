@@ -246,6 +246,19 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         if before is not None:
             self.watch.take_up(before, partial(self.tasks_changed_by, x))
 
+    def notice_settings(self) -> None:
+        """Warn where tasks answer the example otherwise because of settings and hooks that were changed since a call.
+
+        Without it a file would hold the new ones without a word.
+        """
+        states = self.tasks.consolidated
+        before = self.watch.before_change([*states, *map(self.owner_of_norms, states)])
+        if before is None:
+            return
+        if before.backbone is not None:
+            self.forget_calls()
+        self.watch.take_up(before, partial(self.tasks_changed_by, self.example()))
+
     @abc.abstractmethod
     def admit_kind(self, x: Inputs, change: Change) -> None:
         """Analyse a call of a new kind, as :meth:`admit`."""

@@ -35,8 +35,9 @@ def refuses_written(named: Mapping[str, Tensor]) -> Iterator[None]:
             raise UnsupportedError(
                 f"running the backbone writes into its parameters, {', '.join(written)}, so that no task could have "
                 "answers that stay. Compute what is needed anew in every pass, and leave the parameter as it is "
-                "(weight = self.weight / self.weight.norm(), or torch.nn.utils.parametrize); or write after steps of "
-                "the optimizer, outside of forward"
+                "(weight = self.weight / self.weight.norm(), or torch.nn.utils.parametrize; an embedding without "
+                "max_norm); or write after steps of the optimizer, outside of forward. A backbone that only "
+                "initialises itself so is run once in training mode before it is attached"
             ) from error
 
     try:

@@ -73,6 +73,7 @@ class Protection:
     @torch.inference_mode(False)
     def renew(self) -> None:
         """Derive the plan again from the masks and the present values of parameters."""
+        self.report_layouts(stacklevel=7)  # before those of now are taken for the ones that tasks were learned with
         masks, backbone, tasks, buffers = self._masks, self._masks.backbone, self._masks.tasks, self._frozen_buffers()
         attention, dampers, untrained = masks.attention_on_parameters(), masks.dampers(), masks.untrained
         self._plan = ProtectionPlan.derive(attention, backbone, tasks.consolidated, dampers, buffers, untrained)
@@ -281,10 +282,10 @@ class Protection:
         count = self.hooks.count
         if self.hooks.is_stepping:
             return False
+        self.report_layouts(stacklevel=8)  # also after protected steps, which leave another layout as it is
         if not self._is_touched(states):
             return True
         self.put_back_counters()
-        self.report_layouts(stacklevel=8)
         if self._masks.tasks.in_training is None:
             self.put_back()
             return True
@@ -334,6 +335,7 @@ class Protection:
                 record.restore(tensor)
                 self._watch.note(tensor)
         if moved:
+            torch.clear_autocast_cache()  # within torch.autocast it holds what was there before
             self._report([tensor for tensor, _ in moved])
 
     def put_back_counters(self) -> None:
@@ -361,6 +363,7 @@ class Protection:
         for parameter in self._network.parameters():
             if parameter.is_floating_point() and id(parameter) not in untrained:
                 parameter.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        torch.clear_autocast_cache()  # likewise
         self.hooks.drop_unfinished("restore()")
         self.check()
 
@@ -380,6 +383,10 @@ class Protection:
         network = self._network
         return {id(value): name for name, value in (*network.named_parameters(), *network.named_buffers())}
 
+    def take_layouts(self) -> None:
+        """Take the present memory layouts for those that tasks were learned with, as a state that is loaded says."""
+        self._layouts = [_layout(tensor) for tensor, _, _ in self._layouts]
+
     def report_layouts(self, stacklevel: int) -> None:
         """Warn where tensors with frozen entries have another memory layout than before, once for each change.
 
@@ -389,7 +396,7 @@ class Protection:
         laid = [each for each, shape, strides in self._layouts if each.shape == shape and each.stride() != strides]
         if not laid:
             return
-        self._layouts = [_layout(tensor) for tensor, _, _ in self._layouts]
+        self.take_layouts()
         names, more = self._names(), f" and {len(laid) - 3} more" if len(laid) > 3 else ""
         warnings.warn(
             f"{', '.join(_name_in(names, each) for each in laid[:3])}{more}: values lie otherwise in memory now, as "
