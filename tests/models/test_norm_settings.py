@@ -214,3 +214,25 @@ def test_a_file_does_not_take_up_a_changed_setting_without_a_word(kind: Any, tmp
     net.tasks.named("a").batch_norms[0].eps = 0.5
     with pytest.warns(UserWarning, match=r"eps \(1e-05 before, 0\.5 now\): task 'a' answers otherwise"):
         net.save(tmp_path / "net.hat")
+
+
+@pytest.mark.parametrize("asked_between", [False, True])
+def test_changed_settings_of_shared_norms_are_said_though_their_owner_is_forgotten(asked_between: bool) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8))
+    net = hatrack.HATNetwork(nn.Sequential(*layers), torch.zeros(2, 6), batch_norms=BatchNorms.SHARED)
+    for name in ("a", "b"):
+        net.add_task(name, 2)
+        net.consolidate(name)
+    x = torch.randn(3, 6)
+    net.eval()(x, "b")
+    net.tasks.named("a").batch_norms[0].eps = 0.5
+
+    def go_on() -> None:
+        if asked_between:
+            net(x, "b")
+        net.forget("a")
+        net(x, "b")
+
+    with pytest.warns(UserWarning, match=r"eps \(1e-05 before, 0\.5 now\)"):
+        go_on()

@@ -42,6 +42,7 @@ def unlearn(net: MaskedNetwork[StateT], name: str, generator: torch.Generator | 
         raise InputError(f"consolidate or forget {training.name!r}, which is in training, before {name!r}")
     net.protection.put_back()
     net.protection.check()
+    masking.notice_settings()  # before shared norms go over to another task, and to its record
     with torch.inference_mode(False), torch.no_grad():
         rest = [other for other in tasks if other is not state]
         others = {other.name: masking.entries_of(other) for other in rest}
