@@ -16,8 +16,10 @@ import pytest
 from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import EXPERIMENTS, RunRequest
+from hatrack.experiments.continuing import require_same_samples
 from hatrack.experiments.plan import ComparisonPlan, read_plan
 from hatrack.methods import METHODS, Method, find_method
+from support.synthetic import synthetic
 
 QUICK = ["--epochs", "1", "--set", "num_tasks=2", "--set", "limit=30", "--quiet"]
 OTHERS = """
@@ -97,7 +99,7 @@ class Good(L2):
 
 
 def forget_modules() -> None:
-    for name in ("plugged_settings", "plugged_in", "plugged_others", "plugged_broken", "plugged_late"):
+    for name in ("plugged_settings", "plugged_in", "plugged_others", "plugged_broken", "plugged_late", "sgd"):
         sys.modules.pop(name, None)
 
 
@@ -153,6 +155,8 @@ def test_compare_and_tune_take_it_with_settings_of_its_own(folder: Path, capsys:
     forget_modules()
     plan, _ = read_plan(folder / "all")
     assert plan.methods[0] == "plugged_in:L2", "what a comparison holds is read without the class"
+    assert main(["report", "all", "--format", "csv", "--table", "summary"]) == 0
+    assert "plugged_in:L2," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,25 @@ def test_what_is_no_method_is_refused_in_one_line(folder: Path, name: str, fault
             ask()
         assert "\n" not in str(caught.value)
     assert main(["run", "demo", "--method", name, *QUICK]) == 2
+
+
+def test_records_of_a_class_that_is_absent_are_put_side_by_side() -> None:
+    others = [(Path(name), synthetic(name, 0, 2)) for name in ("hat", "sgd")]
+    gone = replace(synthetic("sgd", 0, 2), method="plugged_absent:L2")
+    require_same_samples([*others, (Path("gone"), gone)])
+    other = replace(gone, config={**gone.config, "validation": 0.4})
+    with pytest.raises(InputError, match="hat and gone hold runs on different samples"):
+        require_same_samples([*others, (Path("gone"), other)])
+
+
+def test_methods_that_would_share_a_folder_are_not_compared(folder: Path) -> None:
+    (folder / "sgd.py").write_text("from plugged_in import L2 as frozen")
+    fault = "runs of sgd-frozen and of sgd:frozen would be kept in one folder, sgd-frozen"
+    with pytest.raises(InputError, match=fault):
+        ComparisonPlan.make("demo", ["sgd-frozen", "sgd:frozen"], [0])
+    earlier, later = (ComparisonPlan.make("demo", [name], [0]) for name in ("sgd-frozen", "sgd:frozen"))
+    with pytest.raises(InputError, match=fault):
+        later.joined(earlier)
 
 
 @pytest.mark.usefixtures("folder")
