@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import shutil
@@ -157,6 +158,27 @@ def test_compare_and_tune_take_it_with_settings_of_its_own(folder: Path, capsys:
     assert plan.methods[0] == "plugged_in:L2", "what a comparison holds is read without the class"
     assert main(["report", "all", "--format", "csv", "--table", "summary"]) == 0
     assert "plugged_in:L2," in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_says_so_where_the_file_of_its_method_has_changed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "demo", "--method", "plugged_in:L2", "--epochs", "1", "--set", "limit=30"]
+    assert main([*words, "--set", "num_tasks=1"]) == 0
+    file = folder / "plugged_in.py"
+    own = recorded(folder / "runs" / "demo-plugged_in-L2-seed0")["own_method"]
+    assert own == {
+        "training": dict(METHODS["l2"].training),
+        "trains": True,
+        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    forget_modules()
+    file.write_text(file.read_text() + "# changed\n")
+    assert "has changed" not in "".join(capsys.readouterr())
+    assert main([*words, "--set", "num_tasks=2"]) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "the file of plugged_in:L2 has changed since this run was begun" in said
 
 
 @pytest.mark.parametrize(
