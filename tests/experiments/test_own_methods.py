@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import pytest
 
 from hatrack.cli import main
 from hatrack.errors import InputError
-from hatrack.experiments import RunRequest
+from hatrack.experiments import EXPERIMENTS, RunRequest
+from hatrack.experiments.continuing import require_same_samples
 from hatrack.experiments.plan import ComparisonPlan, read_plan
 from hatrack.methods import METHODS, Method, find_method
+from support.synthetic import synthetic
 
 QUICK = ["--epochs", "1", "--set", "num_tasks=2", "--set", "limit=30", "--quiet"]
 OTHERS = """
@@ -30,9 +35,72 @@ class Plain:
 number = 3
 """
 
+SETTINGS = """
+import enum
+from dataclasses import dataclass
+from hatrack.methods.l2 import L2Settings
+from plugged_in import L2
+
+class Tone(enum.Enum):
+    LOUD = "Loud"
+
+@dataclass(frozen=True)
+class Required:
+    extra: float
+
+@dataclass(frozen=True)
+class EitherSettings(L2Settings):
+    extra: float | str = 1.0
+
+@dataclass(frozen=True)
+class EndlessSettings(L2Settings):
+    extra: float = float("inf")
+
+@dataclass(frozen=True)
+class WildSettings(L2Settings):
+    def __post_init__(self):
+        raise ValueError("two\\nlines")
+
+@dataclass(frozen=True)
+class TwiceSettings(L2Settings):
+    lr: float = 3.0
+
+@dataclass(frozen=True)
+class GoodSettings(L2Settings):
+    tone: Tone = Tone.LOUD
+    extra: float = -1.0
+
+class Nothing(L2):
+    settings_type = None
+
+class Plain(L2):
+    settings_type = dict
+
+class Open(L2):
+    settings_type = Required
+
+class Either(L2):
+    settings_type = EitherSettings
+
+class Endless(L2):
+    settings_type = EndlessSettings
+
+class Wild(L2):
+    settings_type = WildSettings
+
+class Far(L2):
+    training = 3
+
+class Twice(L2):
+    settings_type = TwiceSettings
+
+class Good(L2):
+    settings_type = GoodSettings
+"""
+
 
 def forget_modules() -> None:
-    for name in ("plugged_in", "plugged_others", "plugged_broken"):
+    for name in ("plugged_settings", "plugged_in", "plugged_others", "plugged_broken", "plugged_late", "sgd"):
         sys.modules.pop(name, None)
 
 
@@ -41,8 +109,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Working directory with modules of one's own, of which one is a copy of the file of plain L2."""
     shutil.copy(str(sys.modules[METHODS["l2"].__module__].__file__), tmp_path / "plugged_in.py")
     (tmp_path / "plugged_others.py").write_text(OTHERS)
+    (tmp_path / "plugged_settings.py").write_text(SETTINGS)
     (tmp_path / "plugged_broken.py").write_text("absent\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     forget_modules()
 
@@ -86,20 +156,53 @@ def test_compare_and_tune_take_it_with_settings_of_its_own(folder: Path, capsys:
     forget_modules()
     plan, _ = read_plan(folder / "all")
     assert plan.methods[0] == "plugged_in:L2", "what a comparison holds is read without the class"
+    assert main(["report", "all", "--format", "csv", "--table", "summary"]) == 0
+    assert "plugged_in:L2," in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_says_so_where_the_file_of_its_method_has_changed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "demo", "--method", "plugged_in:L2", "--epochs", "1", "--set", "limit=30"]
+    assert main([*words, "--set", "num_tasks=1"]) == 0
+    file = folder / "plugged_in.py"
+    own = recorded(folder / "runs" / "demo-plugged_in-L2-seed0")["own_method"]
+    assert own == {
+        "training": dict(METHODS["l2"].training),
+        "trains": True,
+        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    forget_modules()
+    file.write_text(file.read_text() + "# changed\n")
+    assert "has changed" not in "".join(capsys.readouterr())
+    assert main([*words, "--set", "num_tasks=2"]) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "the file of plugged_in:L2 has changed since this run was begun" in said
 
 
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("plugged_in:L3", "there is no class in plugged_in 'L3'; choose one of: .*, L2"),
+        ("plugged_in:L3", "there is no class of a method in plugged_in 'L3'; choose one of: AnchoredMethod, L2$"),
         (
             "plugged_absent:L2",
             "method plugged_absent:L2: plugged_absent cannot be imported .*; write mymodule:MyMethod",
         ),
         ("plugged_broken:L2", "plugged_broken cannot be imported: NameError: .*plugged_broken.py line 1"),
         ("plugged_others:Plain", "it is no subclass of hatrack.methods.Method"),
-        ("plugged_others:number", "there is no class in plugged_others 'number'"),
+        ("plugged_others:number", "there is no class of a method in plugged_others 'number'; choose one of: Half$"),
         ("plugged_others:Half", "its class does not define .*begin_task.*, description, source"),
+        ("./plugged_in:L2", "write plugged_in:L2 from the folder of plugged_in.py"),
+        ("lab/plugged_in.py:L2", "write plugged_in:L2 from the folder of plugged_in.py"),
+        ("..:L2", "is a path, not the name of a module; write mymodule:MyMethod, where"),
+        ("plugged_settings:Nothing", "its settings_type must be a frozen dataclass, not None"),
+        ("plugged_settings:Plain", "its settings_type must be a frozen dataclass, not <class 'dict'>"),
+        ("plugged_settings:Open", "its setting extra needs a default"),
+        ("plugged_settings:Either", "its setting extra is of type float | str, which cannot be read; it may be int"),
+        ("plugged_settings:Endless", "the default inf of its setting extra would not be read as it is written"),
+        ("plugged_settings:Wild", "its settings cannot be made without arguments: ValueError: two lines"),
+        ("plugged_settings:Far", "its training must be settings by name, not 3"),
         (":L2", "the module cannot be imported"),
         ("pmsk", "there is no method 'pmsk', did you mean 'pmask'"),
     ],
@@ -114,6 +217,46 @@ def test_what_is_no_method_is_refused_in_one_line(folder: Path, name: str, fault
             ask()
         assert "\n" not in str(caught.value)
     assert main(["run", "demo", "--method", name, *QUICK]) == 2
+
+
+def test_records_of_a_class_that_is_absent_are_put_side_by_side() -> None:
+    others = [(Path(name), synthetic(name, 0, 2)) for name in ("hat", "sgd")]
+    gone = replace(synthetic("sgd", 0, 2), method="plugged_absent:L2")
+    require_same_samples([*others, (Path("gone"), gone)])
+    other = replace(gone, config={**gone.config, "validation": 0.4})
+    with pytest.raises(InputError, match="hat and gone hold runs on different samples"):
+        require_same_samples([*others, (Path("gone"), other)])
+
+
+def test_methods_that_would_share_a_folder_are_not_compared(folder: Path) -> None:
+    (folder / "sgd.py").write_text("from plugged_in import L2 as frozen")
+    fault = "runs of sgd-frozen and of sgd:frozen would be kept in one folder, sgd-frozen"
+    with pytest.raises(InputError, match=fault):
+        ComparisonPlan.make("demo", ["sgd-frozen", "sgd:frozen"], [0])
+    earlier, later = (ComparisonPlan.make("demo", [name], [0]) for name in ("sgd-frozen", "sgd:frozen"))
+    with pytest.raises(InputError, match=fault):
+        later.joined(earlier)
+
+
+@pytest.mark.usefixtures("folder")
+def test_settings_of_one_s_own_may_be_negative_and_have_capitals_and_those_of_the_package_still_not() -> None:
+    config = EXPERIMENTS["demo"].config("plugged_settings:Good")
+    assert config.overridden(config.flat()) == config
+    assert config.overridden({"tone": "loud", "extra": "-2.5"}).method == replace(config.method, extra=-2.5)
+    with pytest.raises(InputError, match="strength must be a finite number, 0 or more"):
+        config.overridden({"strength": -1})
+    with pytest.raises(InputError, match="TwiceSettings has some that every run has: lr"):
+        EXPERIMENTS["demo"].config("plugged_settings:Twice")
+
+
+def test_code_of_one_s_own_imports_more_when_it_runs_and_hides_nothing(folder: Path) -> None:
+    (folder / "plugged_late.py").write_text("value = 3\n")
+    before = [*sys.path]
+    find_method("plugged_in:L2")
+    assert sys.path == [*before, str(folder)]
+    assert importlib.import_module("plugged_late").value == 3
+    find_method("plugged_in:L2")
+    assert sys.path == [*before, str(folder)]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,8 +12,9 @@ import pytest
 from hatrack.cli import main
 from hatrack.errors import InputError
 from hatrack.experiments import Comparison, RunResult
+from hatrack.experiments.own_method import OwnMethod
 from hatrack.experiments.plan import ComparisonPlan
-from hatrack.experiments.results import write_result
+from hatrack.experiments.results import read_result, write_result
 from hatrack.experiments.settings import SAMPLES, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.report import comparison_table, tables
@@ -79,6 +80,22 @@ def test_what_a_method_or_its_preset_sets_for_it_alone_is_its_own() -> None:
         "batch_size: 32 for dwa, 64 for sgd and ewc"
         in Runs.of(replace(run, experiment="own") for run in runs).unequal_settings
     )
+
+
+def test_what_a_class_of_one_s_own_sets_is_its_own_as_its_run_says(tmp_path: Path) -> None:
+    """It need not be there; a run of before says nothing, and what it set counts with the others."""
+
+    def competing(own: OwnMethod | None, **settings: Any) -> Runs:
+        write_result(tmp_path / "run.json", replace(of("absent:Mine", **settings), own_method=own))
+        mine = read_result(tmp_path / "run.json")
+        assert mine.own_method == own
+        return Runs.of([of("hat", batch_size=64), of("sgd", batch_size=64), mine])
+
+    own = OwnMethod({"batch_size": 16}, trains=True, source_sha256="0" * 64)
+    assert not competing(own, batch_size=16).note_on_conditions
+    assert "32 for absent:Mine" in competing(own, batch_size=32).unequal_settings
+    assert "16 for absent:Mine" in competing(None, batch_size=16).unequal_settings
+    assert not competing(OwnMethod({}, trains=False, source_sha256=None), batch_size=16, epochs=9).note_on_conditions
 
 
 def test_settings_of_what_trains_nothing_or_only_refers_rank_nobody_down() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hatrack.errors import InputError
-from hatrack.experiments.experiment import completed
 from hatrack.experiments.request import as_text
 from hatrack.experiments.results import RunResult
-from hatrack.experiments.settings import SAMPLES
+from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.streams import OwnStream, TaskStream
 from hatrack.streams.own.streams import READ_WITH
+from hatrack.support.values import as_json
 
 __all__ = [
     "Difference",
@@ -230,9 +230,10 @@ def require_same_samples(found: Iterable[tuple[Path, RunResult]]) -> None:
     Raises:
         InputError: two runs have different values of a setting that decides which samples there are.
     """
+    usual = {key: as_json(getattr(StreamSettings(), key)) for key in SAMPLES}
     first: tuple[Path, dict[str, Any]] | None = None
     for folder, result in found:
-        config = completed(result.method, result.config)
+        config = {**usual, **result.config}  # records of before lack some; the class of the method may be absent
         mine = {key: config[key] for key in SAMPLES if key != "num_tasks"}
         if first is None:
             first = folder, mine

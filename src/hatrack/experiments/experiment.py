@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 from hatrack.data import DownloadMonitor
 from hatrack.errors import InputError
-from hatrack.experiments.settings import OTHERWISE, Config, NetworkSettings, StreamSettings, parse_value
+from hatrack.experiments.settings import OTHERWISE, Config, NetworkSettings, StreamSettings
 from hatrack.methods import Earlier, Method, find_method
 from hatrack.streams import OwnStream, StreamOptions, TaskStream, build_stream, find_origins, own_stream
 from hatrack.support.names import look_up, unknown_name
 from hatrack.support.toml import read_packaged_toml
+from hatrack.support.values import parse_value
 from hatrack.train import TrainingSettings
 
 __all__ = ["EXPERIMENTS", "Experiment", "completed", "describe", "find_experiment", "own_experiment"]

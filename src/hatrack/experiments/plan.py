@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +71,8 @@ class ComparisonPlan:
             sources: as for :class:`hatrack.experiments.RunRequest`.
 
         Raises:
-            InputError: an unknown or repeated name, no seed, a setting that does not exist or does not fit, or one that
-                gives a method other samples than the others.
+            InputError: an unknown or repeated name, names that would share a folder, no seed, a setting that does not
+                exist or does not fit, or one that gives a method other samples than the others.
         """
         for name in methods:
             find_method(name)
@@ -84,6 +84,7 @@ class ComparisonPlan:
         if min(seeds) < 0:
             raise InputError(f"a seed must be 0 or more, not {min(seeds)}")
         wanted = (*methods, *(name for name in REFERENCES if name not in methods))
+        _require_own_folders(wanted)
         described = describe(experiment, sources)
         configs = {method: described.config(method) for method in wanted}
         common, own = _split_settings(settings or {}, configs)
@@ -163,7 +164,7 @@ class ComparisonPlan:
 
         Raises:
             InputError: it compares something else, or a method with other settings (they are named), or the methods of
-                both would have different samples.
+                both would have different samples or share a folder.
         """
         if (self.sources or self.experiment) != (earlier.sources or earlier.experiment):
             raise InputError(
@@ -179,6 +180,7 @@ class ComparisonPlan:
                 )
         own = {method: self._beside(method, earlier.common) for method in self.methods if method not in earlier.methods}
         methods = dict.fromkeys((*earlier.methods, *self.methods))
+        _require_own_folders(methods)
         whole = ComparisonPlan(
             self.experiment,
             (*(name for name in methods if name not in REFERENCES), *(name for name in methods if name in REFERENCES)),
@@ -197,6 +199,22 @@ class ComparisonPlan:
         """Return a method's settings where they differ from the common ones."""
         flat = self.config(method).flat()
         return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
+
+
+def _require_own_folders(methods: Iterable[str]) -> None:
+    """Refuse methods whose runs would be kept in the same folder.
+
+    Raises:
+        InputError: two of them would be; they are named.
+    """
+    first: dict[str, str] = {}
+    for method in methods:
+        other = first.setdefault(file_name_of(method), method)
+        if other != method:
+            raise InputError(
+                f"runs of {other} and of {method} would be kept in one folder, {file_name_of(method)}; give the module "
+                "another name, or compare them in separate folders (`out`)"
+            )
 
 
 def _require_recognition(

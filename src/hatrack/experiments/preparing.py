@@ -31,6 +31,7 @@ from hatrack.experiments.folder import (
     previous,
     require_whole,
 )
+from hatrack.experiments.own_method import OwnMethod
 from hatrack.experiments.recognition import require_recognisable, require_recognition
 from hatrack.experiments.request import RunRequest, environment_of
 from hatrack.experiments.results import RunResult, Status, TaskSummary
@@ -201,6 +202,7 @@ class Run:
             seconds=(),
             environment=environment_of(self.request),
             status=Status.RUNNING,
+            own_method=OwnMethod.of(self.request.method),
             **self._made_of(),
         )
 
@@ -360,6 +362,12 @@ class Run:
             "would have with that version"
             for said in computed_otherwise(earlier.method, earlier.config, self.config.flat())
         )
+        own = OwnMethod.of(earlier.method)
+        if own is not None and earlier.own_method is not None and earlier.own_method.is_changed_in(own):
+            self._about_settings += (
+                f"the file of {earlier.method} has changed since this run was begun: what is trained now may not be "
+                "learned as what was before",
+            )
         return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hatrack.errors import CheckpointError
 from hatrack.experiments.metrics import average_score, forgetting
+from hatrack.experiments.own_method import OwnMethod
 from hatrack.experiments.recognition import KEYS, Recognition
 from hatrack.objectives import (
     ACCURACY,
@@ -231,6 +232,7 @@ class RunResult:
         forgotten: how many tasks were forgotten, of which nothing is left in any other attribute.
         forgetting: the task that is being forgotten, while other files of the run may hold it or not; else None.
         recognition: what test samples were taken for where no task was named; None where that was not measured.
+        own_method: what a method of one's own says of itself; None for hatrack's, and in files of before.
     """
 
     experiment: str
@@ -254,6 +256,7 @@ class RunResult:
     forgotten: int = 0
     forgetting: str | None = None
     recognition: Recognition | None = None
+    own_method: OwnMethod | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -467,6 +470,7 @@ class RunResult:
             "status": self.status.value,
             **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({} if self.forgetting is None else {"forgetting": self.forgetting}),
+            **({} if self.own_method is None else {"own_method": self.own_method.to_json()}),
         }
 
 
@@ -511,6 +515,7 @@ def read_result(path: Path) -> RunResult:
             memory=None if data.get("memory") is None else int(data["memory"]),
             forgotten=int(data.get("forgotten", 0)),
             forgetting=None if data.get("forgetting") is None else str(data["forgetting"]),
+            own_method=None if data.get("own_method") is None else OwnMethod.from_json(data["own_method"]),
             recognition=Recognition.from_json(data, sum(map(bool, scores)), [task.classes for task in tasks]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
-import math
 import re
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +15,7 @@ from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams import CellFormat, DecimalMark, EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
 from hatrack.support.ranges import require_nonnegative, require_range
+from hatrack.support.values import as_json, parse_value, types_of
 from hatrack.train import TrainingSettings
 
 __all__ = [
@@ -29,7 +26,6 @@ __all__ = [
     "Norm",
     "StreamSettings",
     "changed",
-    "parse_value",
     "read_settings",
 ]
 
@@ -245,6 +241,9 @@ class Config:
         network: the backbone.
         training: the schedule.
         method: the method's own settings.
+
+    Raises:
+        InputError: a setting of the method has the name of one that every run has.
     """
 
     stream: StreamSettings
@@ -252,9 +251,17 @@ class Config:
     training: TrainingSettings
     method: Any
 
+    def __post_init__(self) -> None:
+        common = {key for part in (self.stream, self.network, self.training) for key in types_of(type(part))}
+        if twice := [key for key in types_of(type(self.method)) if key in common]:
+            raise InputError(
+                f"settings of a method need names of their own; {type(self.method).__name__} has some that every run "
+                f"has: {', '.join(twice)}"
+            )
+
     def flat(self) -> dict[str, Any]:
         """All settings by key, as JSON values."""
-        return {key: _as_json(getattr(part, key)) for part in self._parts() for key in _types(part)}
+        return {key: as_json(getattr(part, key)) for part in self._parts() for key in types_of(type(part))}
 
     def overridden(self, values: Mapping[str, Any]) -> Config:
         """A config with some settings replaced.
@@ -265,19 +272,21 @@ class Config:
         Raises:
             InputError: there is no such key, or a value does not fit.
         """
-        known = [key for part in self._parts() for key in _types(part)]
+        known = [key for part in self._parts() for key in types_of(type(part))]
         for key in values:
             if key not in known:
                 if key in OF_DATA:
                     raise InputError(f"{key} belongs into a tasks.toml, {OF_DATA[key]}; it is no setting of a run")
-                if owners := [name for name, kind in METHODS.items() if key in _types_of(kind.settings_type)]:
+                if owners := [name for name, kind in METHODS.items() if key in types_of(kind.settings_type)]:
                     named = ", ".join(owners)
                     raise InputError(f"{key} is no setting of this method: leave it out, or choose one of {named}")
                 raise unknown_name("setting", key, known, OTHERWISE)
         replaced = {}
         for field in dataclasses.fields(self):
             part = getattr(self, field.name)
-            mine = {key: parse_value(key, values[key], kind) for key, kind in _types(part).items() if key in values}
+            mine = {
+                key: parse_value(key, values[key], kind) for key, kind in types_of(type(part)).items() if key in values
+            }
             replaced[field.name] = _checked(dataclasses.replace(part, **mine), mine)
         return Config(**replaced)
 
@@ -291,51 +300,6 @@ def changed(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in keys)
 
 
-def _types(part: Any) -> Mapping[str, Any]:
-    return _types_of(type(part))  # type: ignore[arg-type]
-
-
-@functools.cache
-def _types_of(kind: Any) -> Mapping[str, Any]:
-    """Return the types of a data class's fields; reading them from their texts takes a millisecond."""
-    hints = typing.get_type_hints(kind)
-    return types.MappingProxyType({field.name: hints[field.name] for field in dataclasses.fields(kind)})
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    return list(value) if isinstance(value, tuple) else value
-
-
-def parse_value(key: str, value: Any, kind: Any) -> Any:
-    """Read a setting's value.
-
-    Args:
-        key: the setting's name, for the message.
-        value: a text, or a JSON value, or one of the right type already.
-        kind: the setting's type: int, float, bool, str, an enum, ``tuple[int, ...]``, or one of these or None.
-
-    Raises:
-        InputError: the value cannot be read as that type, or is not finite. The data class of the setting knows its
-            range.
-    """
-    leaves_open = isinstance(kind, types.UnionType)
-    if leaves_open:
-        (kind,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
-        if value is None or (isinstance(value, str) and value.lower() in (("none",) if kind is str else ("none", ""))):
-            return None
-    try:
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            return value if isinstance(value, kind) else kind(str(value).lower())
-        if typing.get_origin(kind) is tuple:
-            parts = value.replace("x", ",").split(",") if isinstance(value, str) else list(value)
-            return tuple(_whole(part) for part in parts if part != "")
-        return _READERS[kind][0](value)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise InputError(f"{key}={value} does not fit: {key} must be {_say(kind)}{', or none' * leaves_open}") from None
-
-
 def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     """Make one part of the settings, with its defaults where nothing is said.
 
@@ -346,7 +310,7 @@ def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT
     Raises:
         InputError: there is no such key, or a value does not fit.
     """
-    kinds = _types_of(kind)  # type: ignore[arg-type]
+    kinds = types_of(kind)
     for key in values:
         if key not in kinds:
             raise unknown_name("setting", key, list(kinds), OTHERWISE)
@@ -355,38 +319,17 @@ def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT
 
 
 def _checked(part: SettingsT, read: Mapping[str, Any]) -> SettingsT:
-    """Return settings that their own ranges let pass, unless a number that was read is negative: none may be."""
+    """Return settings that their own ranges let pass, unless a number that was read is negative: none of ours may be.
+
+    A class of a person's own says itself which numbers its settings may be.
+    """
+    kind = type(part)
     numbers = (key for key, value in read.items() if isinstance(value, (int, float)) and not isinstance(value, bool))
-    require_nonnegative(part, *numbers)
+    require_nonnegative(part, *(key for key in numbers if _is_ours(kind, key)))
     return part
 
 
-def _number(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _whole(value: Any) -> int:
-    number = _number(value)
-    if number != int(number):
-        raise ValueError
-    return int(number)
-
-
-_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-_READERS: Mapping[Any, tuple[Callable[[Any], Any], str]] = {
-    int: (_whole, "a whole number"),
-    float: (_number, "a finite number"),
-    bool: (lambda value: _TRUTH[str(value).lower()], "true or false"),
-    str: (str, "a text"),
-}
-"""For every type of a setting, how its value is read, and what it must be."""
-
-
-def _say(kind: Any) -> str:
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "one of " + ", ".join(member.value for member in kind)
-    return _READERS[kind][1] if kind in _READERS else "whole numbers joined by commas, such as 2000,2000"
+def _is_ours(kind: type, key: str) -> bool:
+    """Return whether a class of hatrack, or none, is the last to define a setting of a data class."""
+    owners = (each.__module__ for each in kind.__mro__ if key in vars(each).get("__annotations__", {}))
+    return next(owners, "hatrack").partition(".")[0] == "hatrack"

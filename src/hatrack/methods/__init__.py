@@ -46,6 +46,7 @@ from hatrack.methods.wsn import WSN
 from hatrack.streams import Task
 from hatrack.support.importing import imported
 from hatrack.support.names import look_up
+from hatrack.support.values import require_readable
 
 __all__ = [
     "METHODS",
@@ -91,15 +92,18 @@ def find_method(name: str) -> type[Method]:
 
     Raises:
         InputError: there is no such method, module or class; or the class is no :class:`Method`, or lacks a part of
-            one.
+            one, or has settings that a file could not keep.
     """
     if not isinstance(name, str) or ":" not in name:
         return look_up("method", name, METHODS)
-    kind = imported("method", name, "mymodule:MyMethod", "class")
+    kind = imported("method", name, "mymodule:MyMethod", "class of a method", Method)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise InputError(f"method {name}: it is no subclass of hatrack.methods.Method")
     if missing := [*sorted(kind.__abstractmethods__), *(key for key in _REQUIRED if not hasattr(kind, key))]:
         raise InputError(f"method {name}: its class does not define {', '.join(missing)}")
+    require_readable(f"method {name}", kind.settings_type)
+    if not isinstance(kind.training, Mapping):
+        raise InputError(f"method {name}: its training must be settings by name, not {kind.training!r}")
     return kind
 
 

@@ -138,17 +138,23 @@ def _different(runs: Labelled, *, without: frozenset[str]) -> dict[str, dict[str
 
 
 def _trains(run: RunResult) -> bool:
-    """Return whether the method of a run trains; one that is not of this package counts as one that does."""
+    """Return whether the method of a run trains; one of which nothing is known counts as one that does."""
+    if run.own_method is not None:
+        return run.own_method.trains
     return run.method not in METHODS or METHODS[run.method].trains
 
 
 def _is_own(run: RunResult, key: str) -> bool:
     """Return whether a setting has the value that the method, or the preset of its experiment, gives it alone.
 
-    A class of a person's own gives none that is known here: reports do not import it.
+    What a class of a person's own gives is known of the run: reports do not import it.
     """
     kind, preset = METHODS.get(run.method), EXPERIMENTS.get(run.experiment)
-    own = {**({} if kind is None else kind.training), **({} if preset is None else preset.methods.get(run.method, {}))}
+    known = run.own_method if kind is None else kind
+    own = {
+        **({} if known is None else known.training),
+        **({} if preset is None else preset.methods.get(run.method, {})),
+    }
     return key in own and run.config.get(key) == own[key]
 
 
