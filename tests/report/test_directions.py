@@ -110,6 +110,11 @@ def test_a_better_difference_of_errors_is_below_zero() -> None:
         for run in (by_hand("sgd", [[5.0 + seed / 100]], seed), by_hand("joint", [[2.0 + seed / 90]], seed))
     )
     rows = forest(differences(steady), "sgd", steady)["rows"]
+    assert [(row["method"], row["word"]) for row in rows] == [("joint", "cannot be told")]
+    drawn = Runs.of(
+        replace(run, tasks=tuple(replace(task, test_drawn=0.2) for task in run.tasks)) for _, _, run in steady.each()
+    )
+    rows = forest(differences(drawn), "sgd", drawn)["rows"]
     assert [(row["method"], row["word"]) for row in rows] == [("joint", "better")]
 
 
