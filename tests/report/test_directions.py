@@ -189,6 +189,9 @@ def test_a_comparison_has_the_score_of_every_metric_and_no_dash() -> None:
 def test_runs_of_different_metrics_are_not_compared() -> None:
     with pytest.raises(InputError, match="of different metrics"):
         Runs.of([by_hand("sgd", [[0.9]], 0, ACCURACY), by_hand("hat", [[0.9]], 0, R_SQUARED)])
+    rows = [[0.9], [0.9] * 2, [0.9] * 3]
+    with pytest.raises(InputError, match=r"of different metrics: 2 × accuracy \+ R², 3 × accuracy$"):
+        Runs.of([by_hand("sgd", rows, 0, *[ACCURACY] * 3), by_hand("hat", rows, 0, ACCURACY, ACCURACY, R_SQUARED)])
 
 
 @pytest.mark.parametrize("key", ["tested_on", "limit", "validation"])
