@@ -21,7 +21,13 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
-from hatrack.report.conditions import conditions, times_with_recognition, unequal_settings, weighted_losses
+from hatrack.report.conditions import (
+    conditions,
+    learned_test_samples,
+    times_with_recognition,
+    unequal_settings,
+    weighted_losses,
+)
 from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
@@ -108,7 +114,7 @@ class Runs:
             )
         average = "average" if metric is None else f"average {metric.name}"
         title = f"{self.any.experiment}: {sum(map(len, self.by_label.values()))} runs of {self.learned} tasks"
-        notes = [*([self.note_on_conditions] if self.note_on_conditions else []), *self.left_out]
+        notes = [*filter(None, (self.note_on_conditions, self.note_on_tests)), *self.left_out]
         return html_table(title, ("method", "seeds", average), rows, notes)
 
     @cached_property
@@ -216,6 +222,11 @@ class Runs:
         named = [" ".join(said.split()) for said in self.left_out[:_NAMED]]
         more = [f"{len(self.left_out) - _NAMED} more"] if len(self.left_out) > _NAMED else []
         return f"left out: {'; '.join((*named, *more))}" if named else ""
+
+    @cached_property
+    def note_on_tests(self) -> str:
+        """Sentence, without its end, about test samples that were learned from; empty where none is known to be."""
+        return learned_test_samples(run for _, _, run in self.each())
 
     @property
     def note_on_losses(self) -> str:
