@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatrack.errors import InputError
-from hatrack.experiments.statistics import error_of_shares, paired_difference, spread, student_t_quantile
+from hatrack.experiments.statistics import (
+    error_of_mean_share,
+    error_of_shares,
+    paired_difference,
+    spread,
+    student_t_quantile,
+)
 
 # The two-sided quantiles of any printed table of Student's distribution.
 TABLE = [
@@ -125,6 +131,54 @@ def test_methods_that_are_alike_seldom_differ_however_much_seeds_agree(samples: 
         weight = [math.comb(samples, k) * chance**k * (1 - chance) ** (samples - k) for k in range(samples + 1)]
         assert sum(weight[one] * weight[other] for one, other in significant) < 0.065
     assert samples < 5 or (0, samples) in significant
+
+
+GRID = 12
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 3 * GRID))
+def test_the_error_of_a_mean_share_is_the_largest_of_all_shares_with_that_mean(samples: list[int], total: int) -> None:
+    """The oracle goes through all shares on a grid."""
+    total = min(total, GRID * len(samples))
+    grids = itertools.product(range(GRID + 1), repeat=len(samples))
+    errors = [error_of_shares([k / GRID for k in grid], samples) for grid in grids if sum(grid) == total]
+    found = error_of_mean_share(total / GRID / len(samples), samples)
+    assert found >= max(errors) - 1e-9
+    assert found**2 <= max(errors) ** 2 + 2 / GRID**2, "the best shares are within a step of the grid"
+    if len(set(samples)) == 1:
+        assert found == pytest.approx(error_of_shares([total / GRID / len(samples)] * len(samples), samples))
+
+
+@pytest.mark.parametrize(("mean", "samples"), [(1.1, [1]), (0.5, []), (0.5, [3, 0])])
+def test_what_is_no_mean_of_shares_has_no_error(mean: float, samples: list[int]) -> None:
+    with pytest.raises(InputError, match="must be between 0 and 1"):
+        error_of_mean_share(mean, samples)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_seeds_that_draw_from_the_same_samples_err_by_as_much_as_the_interval_says(share: int) -> None:
+    """The oracle goes through all answers to four samples, and through all draws of two seeds."""
+    size, seeds = 4, 2
+    t = student_t_quantile(0.95, seeds - 1)
+    means, squares = [], []
+    for right in itertools.product((0, 1), repeat=size):
+        for draws in itertools.product(itertools.combinations(right, share), repeat=seeds):
+            values = [sum(draw) / share for draw in draws]
+            interval = paired_difference(values, [0.0] * seeds, drawn=share / size)
+            means.append(interval.mean)
+            squares.append(((interval.high - interval.low) / 2 / t) ** 2)
+    assert statistics.fmean(squares) == pytest.approx(statistics.pvariance(means)), "the mean square is the variance"
+
+
+def test_an_unknown_error_takes_the_verdict_and_nothing_else() -> None:
+    apart, level = ([3.0, 5.0, 8.0], [2.0, 3.5, 6.0]), ([3.0, 5.0, 7.0], [2.0, 6.0, 7.0])
+    for ours, theirs in (apart, level):
+        known, unknown = (paired_difference(ours, theirs, sampling_error=error) for error in (0.0, None))
+        assert (unknown.low, unknown.high) == (known.low, known.high)
+        assert unknown.is_significant == (None if known.is_significant else False)
+    assert paired_difference(*apart).is_significant
+    with pytest.raises(InputError, match="below 1"):
+        paired_difference(*apart, drawn=1.0)
 
 
 VALUES = st.lists(st.floats(-1.0, 1.0), min_size=2, max_size=5)

@@ -87,6 +87,24 @@ def test_presets_are_recorded_and_files_of_one_s_own_alone_are_printed(
     assert (task["shape"], task["range"]) == ([1, 28, 28], [0, 255])
 
 
+def test_what_the_seed_drew_to_test_on_and_how_many_of_each_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.linspace(-1.5, 2, 120).reshape(30, 4)
+    archive(tmp_path / "own.npz", x_train=x, x_test=None, y_test=None)
+    words = [str(tmp_path / "own.npz"), "--set", "test_share=0.4"]
+    _, (plain,) = run(capsys, tmp_path / "plain", *words)
+    assert plain["test_drawn"] == 0.4
+    assert "test_by_class" not in plain
+    _, (task,) = run(capsys, tmp_path / "balanced", *words, "--set", "metric=balanced_accuracy")
+    assert sum(task["test_by_class"]) == task["test"]
+    recorded = read_result(tmp_path / "balanced" / "run.json").tasks[0]
+    assert (recorded.test_drawn, recorded.test_by_class) == (0.4, tuple(task["test_by_class"]))
+    archive(tmp_path / "said.npz", x_train=x, x_test=x[:9])
+    _, (task,) = run(capsys, tmp_path / "said", str(tmp_path / "said.npz"), *words[1:])
+    assert "test_drawn" not in task, "the file says what to test on"
+
+
 def test_many_classes_are_not_all_printed() -> None:
     told = {"shape": (2,), "range": (0, 1.5), "scaling": Scaling.NONE}
     summary = TaskSummary("t", 7, 1, 1, 1, class_names=tuple("abcdefg"), **told)
@@ -127,6 +145,10 @@ def test_what_is_recorded_is_read_and_files_without_it_are(tmp_path: Path) -> No
         {"test_seen": {"a": 0}},
         {"test_seen": ["a"]},
         {"scaled_over": 1.5},
+        {"test_drawn": 1.0},
+        {"test_drawn": "0.5"},
+        {"test_by_class": [3, 0]},
+        {"test_by_class": 3},
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], tmp_path: Path) -> None:

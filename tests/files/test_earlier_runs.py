@@ -132,6 +132,9 @@ def test_what_was_asked_for_is_not_taken_for_a_default(tmp_path: Path) -> None:
     for other in ({"strength": 4.0}, {"lr": 0.5}, {"clip_norm": 8.0}):
         with pytest.raises(InputError, match="holds a run with other settings"):
             prepare(RunRequest("demo", "ewc", out=tmp_path / "then", overrides={**QUICK, **other}))
+    only = r"other settings: lr \(0\.1 there, 0\.5 now\); choose"  # defaults are no reason
+    with pytest.raises(InputError, match=only):
+        prepare(RunRequest("demo", "ewc", out=tmp_path / "then", overrides={**QUICK, "lr": 0.5}))
     begun(tmp_path / "between", 0, {**QUICK, "strength": 3.0})  # of one version as little as of the other
     with pytest.raises(InputError, match=r"other settings: strength \(3.0 there"):
         prepare(RunRequest("demo", "ewc", out=tmp_path / "between", overrides=QUICK))
@@ -146,6 +149,9 @@ def test_a_comparison_goes_on_with_the_defaults_of_its_runs(tmp_path: Path) -> N
     assert [event for event in carry_out(jobs[1]) if isinstance(event, JobDone)]
     made = [read_result(tmp_path / "ewc" / f"seed{seed}" / "run.json").config for seed in (0, 1)]
     assert made[0] == made[1]
+    other = ComparisonPlan.make("demo", ["ewc"], [0], {**QUICK, "lr": 0.5})
+    with pytest.raises(InputError, match=r"other settings: lr \(0\.1 there, 0\.5 now\); choose"):
+        jobs_of(other, tmp_path)
     begun(tmp_path / "ewc" / "seed2", 2, QUICK)
     said = r"runs of ewc with the defaults of several versions \(clip_norm was 7.0, strength was 3.0\)"
     with pytest.raises(InputError, match=said):

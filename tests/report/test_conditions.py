@@ -18,6 +18,7 @@ from hatrack.experiments.results import read_result, write_result
 from hatrack.experiments.settings import SAMPLES, NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.report import comparison_table, tables
+from hatrack.report.conditions import learned_test_samples
 from hatrack.report.figures import FIGURES, TABLES
 from hatrack.report.page import html_report
 from hatrack.report.panels import task_panels
@@ -190,6 +191,56 @@ def test_the_table_of_compare_says_so_too() -> None:
     assert "so that no method is called ahead" in str(comparison_table(comparison).caption)
     alike = replace(comparison, results={("hat", 0): of("hat"), ("sgd", 0): of("sgd")})
     assert WORDS not in str(comparison_table(alike).caption)
+
+
+def seen(method: str, seed: int, *counts: dict[str, int]) -> RunResult:
+    """A run whose tasks have these numbers of test samples that tasks train on."""
+    run = synthetic(method, seed, len(counts))
+    tasks = (replace(task, test_seen=of) for task, of in zip(run.tasks, counts, strict=True))
+    return replace(run, tasks=tuple(tasks))
+
+
+SEEN = (
+    "ome tests are on samples that were learned from (7 of the 50 test samples of task-1 are its own training samples"
+)
+
+
+def test_test_samples_that_were_learned_from_are_said_wherever_scores_are() -> None:
+    runs = Runs.of(seen(method, seed, {"task-1": 7}, {}) for method in ("hat", "sgd") for seed in range(2))
+    assert runs.note_on_tests[1:] == f"{SEEN})"
+    for name, make in TABLES.items():
+        if name not in ("published", "forgetting-ratios", "sensitivity"):  # of which these runs have none
+            assert SEEN in make(runs).note, name
+    assert SEEN in FIGURES["accuracy"].draw(runs).note
+    page = html_report(runs)
+    assert page.count(SEEN) >= 4
+    assert "never learned from" not in page
+    results = {("hat", 0): seen("hat", 0, {"task-1": 7}, {})}
+    comparison = Comparison(ComparisonPlan("split-mnist", ("hat", "joint", "random"), (0,)), results, {}, {})
+    assert SEEN in str(comparison_table(comparison).caption)
+    assert SEEN in runs._repr_html_()
+
+
+def test_where_none_is_known_to_be_learned_from_nothing_is_said() -> None:
+    assert not several({}, {}).note_on_tests
+    runs = Runs.of([seen("hat", 0, {})])
+    assert not runs.note_on_tests
+    assert "that it never learned from" in html_report(runs)
+
+
+def test_which_test_samples_were_learned_from() -> None:
+    """Those of tasks that are not learned yet do not count, and where seeds draw, the largest number is said."""
+    counts = [{"task-2": 3, "task-3": 9}, {"task-1": 5}, {"task-3": 8}]
+    whole = learned_test_samples([seen("hat", 0, *counts)])
+    assert "3 of the 50 test samples of task-1 are training samples of task-2, 9 of the 50" in whole
+    assert "8 of the 50 test samples of task-3 are its own training samples" in whole
+    begun = seen("hat", 0, *counts)
+    begun = replace(begun, scores=begun.scores[:2])
+    assert "task-3" not in learned_test_samples([begun])
+    several_seeds = [seen("hat", seed, {"task-1": count}) for seed, count in enumerate((4, 6, 0))]
+    assert "(up to 6 of the 50 test samples of task-1 are its own" in learned_test_samples(several_seeds)
+    many = seen("hat", 0, *({f"task-{other}": 1 for other in range(1, 4)} for _ in range(3)))
+    assert learned_test_samples([many]).endswith("4 more such pairs of tasks)")
 
 
 def test_who_made_more_epochs_than_the_setting_says_is_named() -> None:

@@ -110,6 +110,11 @@ def test_a_better_difference_of_errors_is_below_zero() -> None:
         for run in (by_hand("sgd", [[5.0 + seed / 100]], seed), by_hand("joint", [[2.0 + seed / 90]], seed))
     )
     rows = forest(differences(steady), "sgd", steady)["rows"]
+    assert [(row["method"], row["word"]) for row in rows] == [("joint", "cannot be told")]
+    drawn = Runs.of(
+        replace(run, tasks=tuple(replace(task, test_drawn=0.2) for task in run.tasks)) for _, _, run in steady.each()
+    )
+    rows = forest(differences(drawn), "sgd", drawn)["rows"]
     assert [(row["method"], row["word"]) for row in rows] == [("joint", "better")]
 
 
@@ -184,6 +189,9 @@ def test_a_comparison_has_the_score_of_every_metric_and_no_dash() -> None:
 def test_runs_of_different_metrics_are_not_compared() -> None:
     with pytest.raises(InputError, match="of different metrics"):
         Runs.of([by_hand("sgd", [[0.9]], 0, ACCURACY), by_hand("hat", [[0.9]], 0, R_SQUARED)])
+    rows = [[0.9], [0.9] * 2, [0.9] * 3]
+    with pytest.raises(InputError, match=r"of different metrics: 2 × accuracy \+ R², 3 × accuracy$"):
+        Runs.of([by_hand("sgd", rows, 0, *[ACCURACY] * 3), by_hand("hat", rows, 0, ACCURACY, ACCURACY, R_SQUARED)])
 
 
 @pytest.mark.parametrize("key", ["tested_on", "limit", "validation"])

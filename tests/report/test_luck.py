@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
 
 from hatrack.experiments import RunResult
-from hatrack.objectives.metrics import ACCURACY, EXACT_MATCH, F1, R_SQUARED, Metric
+from hatrack.objectives.metrics import ACCURACY, BALANCED_ACCURACY, EXACT_MATCH, F1, R_SQUARED, Metric
 from hatrack.report.runs import Runs
+from hatrack.report.sampling import drawn_share
 from hatrack.report.sections import cards, forest, sentences
 from hatrack.report.verdict import differences, verdict
 from hatrack.report.writers import to_markdown
+from hatrack.streams.own.streams import READ_WITH
 from hatrack.train import Score
 from support.synthetic import synthetic
 
@@ -82,6 +85,72 @@ def test_metrics_that_are_no_share_of_samples_say_that_there_is_no_spread(metric
     (row,) = forest(differences(runs), "ewc", runs)["rows"]
     assert row["word"] == word
     assert "more than luck" not in headline(runs)
+
+
+def spread(metric: Metric, tasks: dict[str, object], config: dict[str, object] | None = None, seeds: int = 3) -> Runs:
+    """Two methods, one always ahead by 5 to 6 points."""
+    runs = []
+    for method, lead in (("ewc", 0.05), ("hat", 0.0)):
+        for seed in range(seeds):
+            run = of(method, seed, [[0.7 + 0.01 * seed + lead * (1 + 0.1 * (seed % 3))]], metric=metric)
+            each = tuple(replace(task, **tasks) for task in run.tasks)
+            runs.append(replace(run, tasks=each, config={**run.config, **(config or {})}))
+    return Runs.of(runs)
+
+
+@pytest.mark.parametrize("metric", [F1, R_SQUARED, BALANCED_ACCURACY])
+def test_no_difference_is_more_than_luck_where_the_error_by_the_samples_is_not_known(metric: Metric) -> None:
+    runs = spread(metric, {})
+    (row,) = differences(runs).rows
+    assert row["average_score_low"] < row["average_score_high"] < 0, "the seeds alone would tell"
+    assert row["average_score_significant"] is None
+    found = forest(differences(runs), "ewc", runs)
+    assert found["rows"][0]["word"] == "cannot be told"
+    assert "not known" in found["samples"]
+    assert "the error by the choice of the test samples is not known" in headline(runs)
+    assert f"the error of {metric.name} by the choice" in to_markdown(differences(runs))
+
+
+@pytest.mark.parametrize("counts", [(50, 50), (90, 10), (1, 33, 66)])
+def test_balanced_accuracy_has_no_smaller_error_than_accuracy(counts: tuple[int, ...]) -> None:
+    """The metric alone must not make a difference more than luck."""
+    plain = differences(spread(ACCURACY, {"test": 100})).rows[0]
+    balanced = differences(spread(BALANCED_ACCURACY, {"test": 100, "test_by_class": counts})).rows[0]
+    assert plain["average_accuracy_significant"] is balanced["average_score_significant"] is False
+    assert balanced["average_score_high"] >= plain["average_accuracy_high"] - 1e-9
+    many = tuple(1000 * count for count in counts)
+    assert differences(spread(BALANCED_ACCURACY, {"test_by_class": many})).rows[0]["average_score_significant"]
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, F1])
+def test_seeds_that_draw_their_test_samples_show_the_error_by_their_choice(metric: Metric) -> None:
+    key = Runs.of([of("ewc", 0, [[0.5]], metric=metric)]).average
+    same, drawn = spread(metric, {}, seeds=10), spread(metric, {"test_drawn": 0.2}, seeds=10)
+    (row,), (cautious,) = differences(drawn).rows, differences(same).rows
+    assert row[f"{key}_significant"] is True
+    assert not cautious[f"{key}_significant"]
+    runs = [drawn.by_label[label] for label in ("hat", "ewc")]
+    leads = [a.scores[0][0].value - b.scores[0][0].value for a, b in zip(*(of.values() for of in runs), strict=True)]
+    half = 2.26216 * statistics.stdev(leads) * math.sqrt(1 / 10 + 0.25)
+    assert row[f"{key}_high"] - row[key] == pytest.approx(half, rel=1e-4)
+    assert "each seed drew its own" in forest(differences(drawn), "ewc", drawn)["samples"]
+
+
+def test_what_tells_that_seeds_drew_their_test_samples() -> None:
+    def share(run: RunResult) -> float | None:
+        return drawn_share(run, len(run.scores))
+
+    run = synthetic("sgd", 0, 2)
+    assert share(run) is None
+    assert share(replace(run, config={"test_share": 0.3})) is None, "the files may have test samples of their own"
+    assert share(replace(run, config={"tested_on": "validation"})) == pytest.approx(50 / 150)
+    first, second = (replace(task, test_drawn=value) for task, value in zip(run.tasks, (0.2, 0.3), strict=True))
+    assert share(replace(run, tasks=(first, second))) == 0.3
+    assert share(replace(run, tasks=(first, run.tasks[1]))) is None, "one of both is the same for all seeds"
+    lines = tuple(f'{task.name}: npz, SHA-256 0{READ_WITH}{{"test_share": 0.25}}' for task in run.tasks)
+    assert share(replace(run, data=lines)) == 0.25
+    assert share(replace(run, data=lines, config={"test_share": 0.4})) == 0.4, "a setting wins"
+    assert share(replace(run, data=lines[:1])) is None
 
 
 def test_forgetting_has_the_error_of_what_changed() -> None:

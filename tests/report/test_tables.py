@@ -115,6 +115,17 @@ def test_what_does_not_belong_together_is_refused_or_left_out() -> None:
         Runs.of([run, replace(run, experiment="demo")])
     with pytest.raises(InputError, match="different numbers of tasks"):
         Runs.of([run, synthetic("sgd", 0, 2)])
+    own = [
+        replace(
+            each, sources=("a.toml",), data=tuple(f"{task.name}: npz, SHA-256 {str(n) * 64}" for task in each.tasks)
+        )
+        for n, each in enumerate((run, synthetic("sgd", 0, 3), synthetic("sgd", 0, 2)))
+    ]
+    with pytest.raises(InputError, match=r"of different numbers of tasks: 2 tasks, 3 tasks$"):
+        Runs.of([own[0], own[2]])
+    digests = r"task-1: npz, SHA-256 0{12}…, task-1: npz, SHA-256 1{12}…$"
+    with pytest.raises(InputError, match=rf"of different data: {digests}"):
+        Runs.of(own[:2])
     with pytest.raises(InputError, match="two runs of hat with seed 0"):
         Runs.of([run, run])
     with pytest.raises(InputError, match="no run in which a task has been learned"):

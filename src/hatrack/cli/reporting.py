@@ -87,7 +87,13 @@ def report_command(
     if not found.rows:
         raise InputError(f"these runs have no data for the table {table}{_NEEDED.get(table, '')}")
     write_output(out, WRITERS[format](found))
-    notes = (runs.note_on_conditions, runs.note_on_left_out, runs.note_on_losses, runs.note_on_times)
+    notes = (
+        runs.note_on_conditions,
+        runs.note_on_tests,
+        runs.note_on_left_out,
+        runs.note_on_losses,
+        runs.note_on_times,
+    )
     if format in ("csv", "json") and found.note and any(notes):
         warn([found.note])  # plain values have no place for it
     return 0

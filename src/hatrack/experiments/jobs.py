@@ -230,10 +230,13 @@ def _require_same_settings(job: Job, recorded: RunResult) -> None:
     if recorded.sources and request.sources:
         del wanted["experiment"]  # named after its files, which are compared with their contents
     found = {key: getattr(recorded, key) for key in wanted}
+    versions = [wanted]
     if recorded.method == request.method:
+        experiment = request.described()
         found |= completed(recorded.method, recorded.config)
-        wanted |= request.described().config(request.method).overridden(request.overrides).flat()
-    if changes := changed(found, wanted):
+        configs = (experiment.config(request.method), *experiment.earlier_configs(request.method))
+        versions = [{**wanted, **config.overridden(request.overrides).flat()} for config in configs]
+    if changes := changed(found, *versions):
         raise InputError(
             f"{job.folder} holds a run with other settings: {changes}; choose another folder (`out`), or remove it"
         )

@@ -339,7 +339,10 @@ class Run:
         now = environment_of(request)
         for key in ("threads", "device", "processes"):
             found[key], wanted[key] = earlier.environment.get(key, 1), now.get(key, 1)
-        if changes := changed(found, wanted):
+        configs = self.experiment.earlier_configs(earlier.method)
+        same = {"num_tasks": wanted["num_tasks"]}
+        then = [{**wanted, **each.overridden(self.request.overrides).flat(), **same} for each in configs]
+        if changes := changed(found, wanted, *then):
             on = "" if (files := self._other_files()) is None or not request.sources else f" on {files},"
             raise InputError(
                 f"{request.out} holds a run{on} with other settings: {changes}; choose another folder (`out`)"

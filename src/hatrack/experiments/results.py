@@ -24,6 +24,7 @@ from hatrack.objectives import (
     common_metric,
     objective_from_json,
 )
+from hatrack.objectives.metrics import BALANCED_ACCURACY
 from hatrack.recognition import Confusion
 from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.streams import FilesRead, Scaling, Task
@@ -92,6 +93,8 @@ class TaskSummary:
             task; None where that was not counted, as for data sets that hatrack knows.
         scaled_over: number of samples that mean and deviation were computed of: the whole training part of the files,
             whatever ``limit`` and ``validation`` leave of it; None where they were not computed.
+        test_drawn: share of its samples that the seed drew to test on; None where the data say which these are.
+        test_by_class: number of test samples by class, of those that have any; None but for the balanced accuracy.
     """
 
     name: str
@@ -108,12 +111,15 @@ class TaskSummary:
     scaling: Scaling | None = None
     test_seen: Mapping[str, int] | None = None
     scaled_over: int | None = None
+    test_drawn: float | None = None
+    test_by_class: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, task: Task) -> TaskSummary:
         """Summarise a task."""
         sizes = (len(task.train), len(task.valid), len(task.test))
         values = task.train.value_range
+        balanced = task.objective.metric == BALANCED_ACCURACY
         return cls(
             task.name,
             task.num_classes,
@@ -127,6 +133,8 @@ class TaskSummary:
             scaling=task.train.scaling,
             test_seen=task.test_seen,
             scaled_over=task.scaled_over,
+            test_drawn=task.test_drawn,
+            test_by_class=tuple(filter(None, task.test.labels.bincount().tolist())) if balanced else None,
         )
 
     def without(self, other: str) -> TaskSummary:
@@ -593,6 +601,12 @@ def _size(value: Any) -> int:
     return value
 
 
+def _share(value: Any) -> float:
+    if type(value) is not float or not 0.0 < value < 1.0:
+        raise ValueError(f"{value!r} is no share of samples")
+    return value
+
+
 def _counts(values: Any) -> dict[str, int]:
     return {str(name): _size(count) for name, count in values.items()}
 
@@ -609,6 +623,8 @@ _LATER: Mapping[str, Callable[[Any], Any]] = {
     "scaling": Scaling,
     "test_seen": _counts,
     "scaled_over": _size,
+    "test_drawn": _share,
+    "test_by_class": lambda values: tuple(map(_size, values)),
 }
 """Functions that read what was not always recorded of a task, by their names in a file and in :class:`TaskSummary`."""
 

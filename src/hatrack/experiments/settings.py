@@ -294,10 +294,23 @@ class Config:
         return (self.stream, self.network, self.training, self.method)
 
 
-def changed(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say which values differ, and how; an empty text if none does."""
-    keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
-    return ", ".join(f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in keys)
+def changed(there: Mapping[str, Any], now: Mapping[str, Any], *earlier: Mapping[str, Any]) -> str:
+    """Say which values differ, and how; an empty text if none does.
+
+    Args:
+        there: what was recorded, by key.
+        now: what is wanted.
+        *earlier: the same with the defaults of earlier versions. Where something differs, it is told against those that
+            fit best: a run goes on with their defaults once the rest agrees, so that these are no reason to refuse it.
+    """
+
+    def differing(wanted: Mapping[str, Any]) -> list[str]:
+        return [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
+
+    if not differing(now):
+        return ""
+    nearest = min((wanted for wanted in (now, *earlier) if differing(wanted)), key=lambda one: len(differing(one)))
+    return ", ".join(f"{key} ({there.get(key)} there, {nearest.get(key)} now)" for key in differing(nearest))
 
 
 def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:

@@ -1,4 +1,4 @@
-"""Notes on runs that were made under different conditions: settings, what losses weigh, and what is in their times."""
+"""Notes on the conditions of runs: settings, what losses weigh, what is in their times, and what tests are on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hatrack.train import TrainingSettings
 __all__ = [
     "conditions",
     "differing_settings",
+    "learned_test_samples",
     "more_epochs",
     "times_with_recognition",
     "unequal_settings",
@@ -48,7 +49,7 @@ _CHOSEN = frozenset(
 """Settings that may be chosen for each method, as a search does: they give none more data, steps or units."""
 
 _NAMED = 5
-"""Number of labels that a sentence names for one value."""
+"""Number of labels that a sentence names for one value, and of pairs of tasks."""
 
 
 def conditions(runs: Labelled, competing: Sequence[str]) -> str:
@@ -118,6 +119,33 @@ def times_with_recognition(runs: Labelled) -> str:
         return ""
     whose = "all times have" if len(those) == len(recognised) else f"times of {_listed(those)} have"
     return f"{whose} the recognition of tasks in them (infer=true)"
+
+
+def learned_test_samples(runs: Iterable[RunResult]) -> str:
+    """Say how many test samples of which tasks are training samples of tasks learned; empty where none is known to be.
+
+    Args:
+        runs: runs, all with as many tasks learned. Where their seeds drew other test samples, the largest number is
+            said.
+    """
+    found: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for run in runs:
+        learned = run.tasks[: len(run.scores)]
+        for task in learned:
+            for other in learned:
+                count = (task.test_seen or {}).get(other.name, 0)
+                found.setdefault((task.name, other.name), set()).add((count, task.test))
+    said = []
+    for (task_name, other_name), counts in found.items():
+        count, size = max(counts)
+        if count:
+            whose = "its own training samples" if task_name == other_name else f"training samples of {other_name}"
+            most = "up to " if len(counts) > 1 else ""
+            said.append(f"{most}{count:,} of the {size:,} test samples of {task_name} are {whose}")
+    if not said:
+        return ""
+    shown = said if len(said) <= _NAMED + 1 else [*said[:_NAMED], f"{len(said) - _NAMED} more such pairs of tasks"]
+    return f"some tests are on samples that were learned from ({', '.join(shown)})"
 
 
 def _different(runs: Labelled, *, without: frozenset[str]) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from hatrack.experiments.statistics import Spread, spread
 from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY, Classification, Metric
 from hatrack.objectives.metrics import readable
-from hatrack.report.conditions import conditions
+from hatrack.report.conditions import conditions, learned_test_samples
 from hatrack.report.table import joined
 from hatrack.report.weak_ratios import weak_ratios
 
@@ -207,13 +207,15 @@ def comparison_table(comparison: Comparison) -> Table:
         failed = sum(name == method for name, _ in comparison.failures)
         seeds = f"{finished} of {len(comparison.seeds)}" + (f", {failed} failed" if failed else "")
         table.add_row(method, *(cell(method) for _, cell in columns), Text(seeds))
+    seen = learned_test_samples(run for method in comparison.methods for run in _finished(comparison, method))
     if different:
         names = ", ".join(metric.name for metric in different)
-        table.caption = (
+        why = (
             f"tasks have different metrics ({names}), of which no mean means anything; the score of every task: "
             "hatrack report FOLDER --format markdown --table accuracy"
         )
-    elif note := joined(_note(comparison), _conditions(comparison)):
+        table.caption = joined(seen, why) if seen else why
+    elif note := joined(_note(comparison), _conditions(comparison), seen):
         table.caption = note
     return table
 

@@ -51,7 +51,7 @@ class Figure:
         from hatrack.report.drawings import DRAWINGS, DRAWINGS_OF_ONE  # needs altair
 
         if not self.of_one_method:
-            return DRAWINGS[self.name](runs).noted(runs.note_on_conditions, runs.note_on_left_out)
+            return DRAWINGS[self.name](runs).noted(runs.note_on_conditions, runs.note_on_tests, runs.note_on_left_out)
         return DRAWINGS_OF_ONE[self.name](runs, method or ("hat" if "hat" in runs.labels else runs.labels[0]))
 
 
@@ -82,8 +82,11 @@ FIGURES: Mapping[str, Figure] = MappingProxyType({row[0]: Figure(*row) for row i
 
 
 def _with_conditions(make: Callable[[Runs], Table]) -> Callable[[Runs], Table]:
-    """Wrap a maker of tables, so that their notes name settings in which runs differ, and runs that are left out."""
-    return lambda runs: make(runs).noted(runs.note_on_conditions, runs.note_on_left_out)
+    """Wrap a maker of tables, so that their notes name settings in which runs differ, and runs that are left out.
+
+    They say, too, which test samples were learned from.
+    """
+    return lambda runs: make(runs).noted(runs.note_on_conditions, runs.note_on_tests, runs.note_on_left_out)
 
 
 _MAKERS: Mapping[str, Callable[[Runs], Table]] = MappingProxyType(

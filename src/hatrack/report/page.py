@@ -74,6 +74,7 @@ def html_report(runs: Runs) -> str:
         "references": [(name, text) for name, text in REFERENCES.items() if name in runs.labels],
         "left_out": runs.left_out,
         "conditions": f"{capitalized(runs.note_on_conditions)}." if runs.note_on_conditions else "",
+        "tests": f"{capitalized(runs.note_on_tests)}." if runs.note_on_tests else "",
         "losses": f"{capitalized(runs.note_on_losses)}." if runs.note_on_losses else "",
         "explanations": sections.explanations(runs),
         "beside": {"columns": others.columns, "rows": sections.beside(others)},

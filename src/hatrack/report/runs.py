@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,13 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import SAMPLES, StreamSettings
 from hatrack.functional import forgetting_ratio
 from hatrack.objectives import ACCURACY, Metric, common_metric
-from hatrack.report.conditions import conditions, times_with_recognition, unequal_settings, weighted_losses
+from hatrack.report.conditions import (
+    conditions,
+    learned_test_samples,
+    times_with_recognition,
+    unequal_settings,
+    weighted_losses,
+)
 from hatrack.report.weak_ratios import weak_ratios
 from hatrack.streams.own.streams import READ_WITH
 from hatrack.support.notebook import html_table
@@ -73,10 +81,10 @@ class Runs:
                 remedy = f"all tasks of {begun} have been forgotten; choose another run"
             raise InputError(f"there is no run in which a task has been learned ({remedy})")
         _require_one([result.experiment for result in learned], "experiments")
-        _require_one(_data_of([result for result in learned if result.sources]), "data")
-        _require_one_form([result for result in learned if not result.sources])
         _require_one([f"{len(result.tasks)} tasks" for result in learned], "numbers of tasks")
-        _require_one([", ".join(task.metric.name for task in result.tasks) for result in learned], "metrics")
+        _require_same_data([result for result in learned if result.sources])
+        _require_one_form([result for result in learned if not result.sources])
+        _require_one([_in_short([task.metric.name for task in result.tasks]) for result in learned], "metrics")
         _require_same_samples(learned)
         most = max(len(result.scores) for result in learned)
         left_out = [
@@ -106,7 +114,7 @@ class Runs:
             )
         average = "average" if metric is None else f"average {metric.name}"
         title = f"{self.any.experiment}: {sum(map(len, self.by_label.values()))} runs of {self.learned} tasks"
-        notes = [*([self.note_on_conditions] if self.note_on_conditions else []), *self.left_out]
+        notes = [*filter(None, (self.note_on_conditions, self.note_on_tests)), *self.left_out]
         return html_table(title, ("method", "seeds", average), rows, notes)
 
     @cached_property
@@ -214,6 +222,11 @@ class Runs:
         named = [" ".join(said.split()) for said in self.left_out[:_NAMED]]
         more = [f"{len(self.left_out) - _NAMED} more"] if len(self.left_out) > _NAMED else []
         return f"left out: {'; '.join((*named, *more))}" if named else ""
+
+    @cached_property
+    def note_on_tests(self) -> str:
+        """Sentence, without its end, about test samples that were learned from; empty where none is known to be."""
+        return learned_test_samples(run for _, _, run in self.each())
 
     @property
     def note_on_losses(self) -> str:
@@ -329,6 +342,12 @@ def _require_one(values: Iterable[str], what: str) -> None:
         )
 
 
+def _in_short(names: Sequence[str]) -> str:
+    """Join names, with how often each follows itself: ``3 × F1, accuracy``."""
+    counts = [(name, len([*same])) for name, same in itertools.groupby(names)]
+    return " + ".join(name if count == 1 else f"{count} × {name}" for name, count in counts)
+
+
 def _require_same_samples(results: Sequence[RunResult]) -> None:
     """Refuse to rank methods whose settings chose different samples to learn or to test on.
 
@@ -367,12 +386,22 @@ def _require_one_form(results: Iterable[RunResult]) -> None:
         _require_one(lines, "data")
 
 
-def _data_of(results: Iterable[RunResult]) -> list[str]:
-    """Return what each of some runs says of its data; without how it was read where one of before says nothing."""
+def _require_same_data(results: Iterable[RunResult]) -> None:
+    """Refuse runs on files of one's own that differ; the first task whose files do is named.
+
+    How they were read is no part of that where one of before says nothing of it.
+    """
     lines = [result.data for result in results]
-    if all(READ_WITH in line for of in lines for line in of):
-        return ["; ".join(of) for of in lines]
-    return ["; ".join(line.partition(READ_WITH)[0] for line in of) for of in lines]
+    if not all(READ_WITH in line for of in lines for line in of):
+        lines = [tuple(line.partition(READ_WITH)[0] for line in of) for of in lines]
+    first, *others = sorted(set(lines)) or [()]
+    for other in others:
+        differing = next(pair for pair in itertools.zip_longest(first, other, fillvalue="nothing") if len({*pair}) > 1)
+        _require_one([_DIGEST.sub(r"\1…", line) for line in differing], "data")
+
+
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+"""A SHA-256, and the part of it that tells files apart."""
 
 
 def _labelled(results: Iterable[RunResult]) -> Iterable[tuple[str, RunResult]]:

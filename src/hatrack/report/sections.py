@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hatrack.experiments.statistics import LEAST_SEEDS, Interval
@@ -13,9 +14,10 @@ from hatrack.report.canvas import LIGHT, dark_cell, dash_of
 from hatrack.report.literature import HERE
 from hatrack.report.recognition import UNNAMED, ClassShares, mean_class_shares
 from hatrack.report.runs import REFERENCES, Runs
+from hatrack.report.sampling import Sampling, sampling_of
 from hatrack.report.table import Kind, Row, Table, TableColumn, capitalized, kinds_of, means
 from hatrack.report.tables import is_constant, summary
-from hatrack.report.verdict import OF_SAMPLES, Verdict, unforgotten
+from hatrack.report.verdict import Verdict, unforgotten
 from hatrack.report.writers import display, mean_and_deviation, number
 
 __all__ = [
@@ -128,8 +130,10 @@ def _certainty(runs: Runs, outcome: Verdict, second: str) -> str:
 
 def _luck(lead: Interval) -> str:
     """Say whether a lead is more than luck, as far as that can be told."""
-    if lead.is_significant is None:
+    if lead.n < LEAST_SEEDS:
         return "two seeds are too few to tell that from luck"
+    if lead.is_significant is None:
+        return "the error by the choice of the test samples is not known, so that there is no telling that from luck"
     if not lead.has_width:
         return "all seeds differ by the same, which does not tell it from luck"
     return "more than luck" if lead.is_significant else "may well be luck"
@@ -233,7 +237,7 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
     return {
         "reference": reference,
         "unit": "points" if metric.is_share else metric.name,
-        "of_samples": metric in OF_SAMPLES,
+        "samples": _ON_SAMPLES[sampling_of((run for _, _, run in runs.each()), runs.learned)],
         "zero": place(0.0),
         "low": number(low, kind),
         "high": number(high, kind),
@@ -252,10 +256,20 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
     }
 
 
+_ON_SAMPLES: Mapping[Sampling, str] = MappingProxyType(
+    {
+        Sampling.KNOWN: "it is never narrower than the number of test samples allows",
+        Sampling.DRAWN: "each seed drew its own test samples, and it is wider for those that several drew",
+        Sampling.UNKNOWN: "the error by the choice of test samples, which seeds share, is not known and not in it",
+    }
+)
+"""What the page says of the error by the choice of the test samples, as part of a sentence on the interval."""
+
+
 def _word(row: Row, key: str, metric: Metric) -> str:
     """Return the verdict on a difference in a word or two."""
     if row[f"{key}_significant"] is None:
-        return "too few seeds"
+        return "too few seeds" if row["pairs"] < LEAST_SEEDS else "cannot be told"
     if row[f"{key}_significant"]:
         return "better" if metric.gain(row[key], 0.0) > 0 else "worse"
     return "may be luck" if row[f"{key}_high"] > row[f"{key}_low"] else "no spread"

@@ -151,7 +151,9 @@ def data(runs: Runs) -> Table:
     numbers = [Kind.NUMBER.column(key) for key in sizes]
     if runs.metric != ACCURACY:
         numbers = [Kind.TEXT.column("metric"), Kind.NUMBER.column("classes", "outputs"), *numbers[1:]]
-    return Table("data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows)
+    return Table(
+        "data", "The tasks", (Kind.NUMBER.column("task"), Kind.TEXT.column("name"), *numbers), rows, runs.note_on_tests
+    )
 
 
 def sensitivity(runs: Runs) -> Table:

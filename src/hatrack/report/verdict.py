@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hatrack.errors import InputError
-from hatrack.experiments import RunResult
 from hatrack.experiments.metrics import Matrix, average_score, forgetting
-from hatrack.experiments.statistics import LEAST_SEEDS, Interval, error_of_shares, paired_difference
-from hatrack.objectives import ACCURACY
-from hatrack.objectives.metrics import EXACT_MATCH
+from hatrack.experiments.statistics import LEAST_SEEDS, Interval, paired_difference
 from hatrack.report.runs import Runs
+from hatrack.report.sampling import Sampling, drawn_share, error_of_average, error_of_forgetting, sampling_of
 from hatrack.report.table import Kind, Table, capitalized, kinds_of
 from hatrack.report.tables import summary
 
-__all__ = ["OF_SAMPLES", "Verdict", "differences", "timing", "unforgotten", "verdict"]
-
-OF_SAMPLES = (ACCURACY, EXACT_MATCH)
-"""Metrics that are shares of the test samples, so that their error by the choice of these samples is known."""
+__all__ = ["Verdict", "differences", "timing", "unforgotten", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -84,9 +79,10 @@ def unforgotten(runs: Runs) -> tuple[str, ...]:
 def differences(runs: Runs) -> Table:
     """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
-    Where scores are shares of the test samples, an interval is never narrower than their number allows. With two seeds
-    there is an interval and no verdict (None). Where all seeds differ by the same, and nothing is known of the error by
-    the choice of samples, a difference does not count as more than luck (False).
+    Where scores are shares of the test samples, an interval is never narrower than their number allows, unless every
+    seed drew its own. With two seeds there is an interval and no verdict (None). There is none either where seeds are
+    tested on the same samples, nothing is known of the error by their choice, and the interval excludes 0. Where all
+    seeds differ by the same, a difference does not count as more than luck (False).
 
     Args:
         runs: the runs; the best has the best score, joint training and guessing aside.
@@ -126,6 +122,8 @@ def differences(runs: Runs) -> Table:
     note = title
     if any(row["pairs"] < LEAST_SEEDS for row in rows):
         note += f"; with fewer than {LEAST_SEEDS} seeds in common there is no telling whether one is luck"
+    if sampling_of((run for _, _, run in runs.each()), runs.learned) is Sampling.UNKNOWN:
+        note += f"; the error of {metric.name} by the choice of the test samples is not known"
     return Table("differences", capitalized(title), tuple(columns), tuple(rows), note)
 
 
@@ -167,31 +165,15 @@ def _difference(runs: Runs, label: str, other: str, figure: str) -> Interval | N
         return [measure(runs.by_label[of][seed].matrix("score")[: runs.learned]) for seed in both]
 
     pairs = [(runs.by_label[label][seed], runs.by_label[other][seed]) for seed in both]
-    error_of = _error_of_forgetting if figure == "forgetting" else _error_of_average
-    errors = [[error_of(run, runs.learned) for run in pair] for pair in pairs]
+    shares = [drawn_share(run, runs.learned) for pair in pairs for run in pair]
+    drawn = [share for share in shares if share is not None]
+    if len(drawn) == len(shares):
+        return paired_difference(values(label), values(other), drawn=max(drawn))
+    error_of = error_of_forgetting if figure == "forgetting" else error_of_average
+    errors = [error_of(run, runs.learned) for pair in pairs for run in pair]
+    known = [error for error in errors if error is not None]
     # Seeds are tested on the same samples: their errors do not average out.
-    sampling_error = statistics.fmean(math.hypot(*pair) for pair in errors)
-    return paired_difference(values(label), values(other), sampling_error=sampling_error)
-
-
-def _error_of_average(run: RunResult, learned: int) -> float:
-    """Return the standard error of the average score by the choice of the test samples; 0 where it is not known."""
-    if run.metric not in OF_SAMPLES:
-        return 0.0
-    tasks, last = run.tasks[:learned], run.scores[learned - 1]
-    return error_of_shares([score.value for score in last], [max(1, task.test) for task in tasks])
-
-
-def _error_of_forgetting(run: RunResult, learned: int) -> float:
-    """Return the standard error of forgetting likewise; tasks whose outputs stayed the same to the bit have none."""
-    if run.metric not in OF_SAMPLES:
-        return 0.0
-    last = run.scores[learned - 1]
-    both = [(run.scores[task][task], last[task], max(1, run.tasks[task].test)) for task in range(learned - 1)]
-    changed = [each for each in both if each[0].logits_sha256 != each[1].logits_sha256]
-    if not changed:
-        return 0.0
-    shares = [score.value for first, final, _ in changed for score in (first, final)]
-    samples = [count for _, _, count in changed for _ in range(2)]
-    # error_of_shares is of their mean; forgetting is their signed sum over the number of all earlier tasks.
-    return error_of_shares(shares, samples) * len(shares) / (learned - 1)
+    each = [math.hypot(*pair) for pair in zip(known[::2], known[1::2], strict=True)] if known == errors else None
+    return paired_difference(
+        values(label), values(other), sampling_error=None if each is None else statistics.fmean(each)
+    )

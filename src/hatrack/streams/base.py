@@ -151,6 +151,7 @@ class Task:
             task, which may be this one; None where nobody compared them.
         scaled_over: number of samples that mean and deviation were computed of, by which its samples and numbers to
             predict are scaled; None where they were not computed, as with published constants.
+        test_drawn: share of its samples that the seed drew to test on; None where the data say which these are.
 
     Raises:
         InputError: the name is unusable, two outputs have one name, targets do not fit the objective, or the splits
@@ -165,6 +166,7 @@ class Task:
     files: FilesRead | None = None
     test_seen: Mapping[str, int] | None = None
     scaled_over: int | None = None
+    test_drawn: float | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)

@@ -199,7 +199,9 @@ def _build(own: OwnTask, options: StreamOptions, index: int) -> _Built:
     notes = ("" if said else read.train.targets.note(), *found, *read.notes, of_tests)
     tested_on_validation = task.test is task.valid
     names = read.train.names, read.train.names if tested_on_validation else read.test.names
-    return _Built(replace(task, files=read.files, scaled_over=len(read.train.x)), notes, names)
+    return _Built(
+        replace(task, files=read.files, scaled_over=len(read.train.x), test_drawn=own.test_share), notes, names
+    )
 
 
 def _read_toml(path: Path) -> OwnStream:
