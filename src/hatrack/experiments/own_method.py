@@ -18,7 +18,7 @@ __all__ = ["OwnMethod"]
 
 @dataclass(frozen=True)
 class OwnMethod:
-    """What a class of one's own says of itself.
+    """Record of a method of one's own, by what its class says of itself.
 
     Attributes:
         training: settings of the training that it has other values for than experiments, as JSON values.

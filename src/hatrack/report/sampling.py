@@ -21,7 +21,7 @@ OF_SAMPLES = (ACCURACY, EXACT_MATCH)
 
 
 class Sampling(enum.Enum):
-    """What is known of the error by the choice of the test samples."""
+    """Knowledge of the error by the choice of the test samples."""
 
     DRAWN = "every seed draws its own test samples, so that the spread of the seeds contains it"
     KNOWN = "all seeds are tested on the same samples, and it follows from their number"

@@ -263,7 +263,7 @@ _ON_SAMPLES: Mapping[Sampling, str] = MappingProxyType(
         Sampling.UNKNOWN: "the error by the choice of test samples, which seeds share, is not known and not in it",
     }
 )
-"""What the page says of the error by the choice of the test samples, as part of a sentence on the interval."""
+"""Words of the page on the error by the choice of the test samples, as part of a sentence on the interval."""
 
 
 def _word(row: Row, key: str, metric: Metric) -> str:
