@@ -17,12 +17,14 @@ def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import settings
 
     import hatrack.gating.partial_gradients
+    import hatrack.gating.used_blocks
 
     torch.set_num_threads(1)
     if not torch.cuda.is_available():  # for which every seed would keep the trace of its stack, thrice
         torch.manual_seed = torch.default_generator.manual_seed
-    hatrack.gating.partial_gradients.PRODUCTS_WORTH = 0
-    hatrack.gating.partial_gradients.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
+    for module in (hatrack.gating.partial_gradients, hatrack.gating.used_blocks):
+        module.PRODUCTS_WORTH = 0
+        module.ENTRIES_WORTH = 0  # the small networks of the tests go the way of large ones, too
     settings.register_profile("deep", deadline=None, max_examples=40, derandomize=True)
     settings.register_profile("whole", settings.get_profile("deep"), max_examples=20)
     settings.register_profile("quick", settings.get_profile("deep"), max_examples=5)

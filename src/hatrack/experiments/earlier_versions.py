@@ -22,6 +22,9 @@ _FUSED_SINCE = "lr_decay"
 """Setting that earlier records do not have. It came with the version in which Adam makes a step in one pass, gates of
 large inputs are multiplied with weights, and importance to dense layers is a product."""
 
+_BLOCKS_SINCE = "learned_at"
+"""Setting of HAT that came with the version in which layers compute with the part of their weights that a mask uses, in
+validation and where training goes on under a final mask."""
 
 _MEASURE_IMPORTANCE = frozenset({"ewc", "mas", "imm-mode", "dwa"})
 """Methods that measure how much weights matter, sample by sample unless their settings say otherwise."""
@@ -51,6 +54,8 @@ def computed_otherwise(method: str, recorded: Mapping[str, Any], config: Mapping
         said.append("importance of weights was added up in another way")
     if _SLOPE_SINCE not in recorded and "ewc_fisher" in config and config["compensation"] == Compensation.EXACT.value:
         said.append("gradients of embeddings of weights were rounded in another way")
+    if _BLOCKS_SINCE not in recorded and _BLOCKS_SINCE in config and config["hard"]:
+        said.append("validation and training under final masks were rounded in another way")
     return tuple(said)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hatrack.gating.attention import HeadSwitch
-from hatrack.gating.gates import ActiveTask, InputGate
+from hatrack.gating.gates import NO_BLOCKS, ActiveTask, InputGate
 from hatrack.gating.norms import TaskNormSwitch, copy_of_norm, let_train
 from hatrack.gating.partial_gradients import PartialGradient, PartialGradientSwitch, partial_gradient_for
 from hatrack.gating.recurrent import RecurrentSwitch, is_recurrent, is_ungated
+from hatrack.gating.used_blocks import UsedBlock
 from hatrack.protection.frozen import FrozenEntries
 from hatrack.state.movement import scratch_of
 from hatrack.state.turns import ATTACHED, PART_OF, Turns
@@ -205,6 +207,7 @@ class Attachment(nn.Module):
     def __init__(self, graph: UnitGraph, backbone: nn.Module, interface: Interface = PLAIN) -> None:
         super().__init__()
         self._interface = interface
+        self._uses = graph.uses
         self._active = ActiveTask([group.size for group in graph.groups])
         modules = dict(backbone.named_modules())
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
@@ -239,7 +242,14 @@ class Attachment(nn.Module):
         for switch in switches:
             vars(switch.module)["forward"] = switch.forward
 
-    def run(self, backbone: nn.Module, x: Inputs, attention: Tensor, norms: dict[str, nn.Module]) -> Tensor:
+    def run(
+        self,
+        backbone: nn.Module,
+        x: Inputs,
+        attention: Tensor,
+        norms: dict[str, nn.Module],
+        blocks: Mapping[str, UsedBlock] = NO_BLOCKS,
+    ) -> Tensor:
         """Compute features of a batch under a task's attention and norms, gated as its head reads them.
 
         Args:
@@ -247,11 +257,12 @@ class Attachment(nn.Module):
             x: the batch.
             attention: ``(U,)``, booleans or numbers in [0, 1].
             norms: the task's norms, by the name of the layer they stand for.
+            blocks: blocks of weights to compute with, as :meth:`blocks_under` finds them.
 
         Returns:
             Features, with units along the axis that the interface says.
         """
-        outer = self._active.activate(attention, norms)
+        outer = self._active.activate(attention, norms, blocks)
         try:
             features: Tensor = self.gates[-1](self._interface.run(backbone, x))
             return features
@@ -276,6 +287,34 @@ class Attachment(nn.Module):
             partial = None if entries is None else partial_gradient_for(entries.frozen)
             if partial is not None:
                 self.partial_gradients[name] = replace(partial, weight=weight)
+
+    @property
+    def validates(self) -> bool:
+        """Return whether this thread validates a task in training."""
+        return self._active.validates
+
+    def validating(self) -> AbstractContextManager[None]:
+        """Return a block in which this thread validates a task in training."""
+        return self._active.validating()
+
+    def blocks_under(self, mask: Tensor, backbone: nn.Module) -> Mapping[str, UsedBlock]:
+        """Return the blocks of weights that a mask uses, by the names of layers; the others need their whole weights.
+
+        Args:
+            mask: booleans, ``(U,)``.
+            backbone: the backbone that was attached to.
+        """
+        names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
+        blocks = {}
+        for name in self._weighted:
+            module = backbone.get_submodule(name)
+            weight, bias = module.get_parameter("weight"), module.bias
+            uses = self._uses.get(names[id(weight)])
+            of_bias = () if bias is None else self._uses.get(names.get(id(bias), ""))  # which may be computed
+            block = None if uses is None or of_bias is None else UsedBlock.under(mask, weight, uses, of_bias)
+            if block is not None:
+                blocks[name] = block
+        return blocks
 
     def copy_norms(self) -> dict[str, nn.Module]:
         """Copy the backbone's batch norms for a new task, by the name of the layer they stand for."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from hatrack import functional
 from hatrack.errors import InputError
 from hatrack.gating.folding import FoldsGates, is_called_with_hooks_of
 from hatrack.gating.recomputing import GatedInput
+from hatrack.gating.used_blocks import UsedBlock
 from hatrack.masks.packing import move_along
 from hatrack.support.parameters import DRAWN
 from hatrack.support.randomness import random_numbers_apart
 from hatrack.units import Group, Reader
 
 __all__ = [
+    "NO_BLOCKS",
     "ActiveTask",
     "InputGate",
     "change_argument",
@@ -119,8 +121,17 @@ def change_argument(
 _Parts = Mapping[tuple[int, int], Tensor]
 
 _Outer = tuple[
-    Tensor | None, Tensor | None, Tensor | None, _Parts | None, GatedInput | None, dict[str, nn.Module] | None
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    _Parts | None,
+    GatedInput | None,
+    dict[str, nn.Module] | None,
+    Mapping[str, UsedBlock],
 ]
+
+NO_BLOCKS: Mapping[str, UsedBlock] = {}
+"""Blocks of layers that all compute with their whole weights."""
 
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -142,6 +153,8 @@ class _State:
         self.latest: GatedInput | None = None
         self.left: tuple[nn.Module, Tensor] | None = None
         self.norms: dict[str, nn.Module] | None = None
+        self.blocks = NO_BLOCKS
+        self.validates = False
 
 
 class _StateOfThread(threading.local):
@@ -223,14 +236,40 @@ class ActiveTask:
         """The active task's own norms by the name of the layer they stand for; None when no task is active."""
         return self._own.state.norms
 
-    def activate(self, attention: Tensor, norms: dict[str, nn.Module]) -> _Outer:
+    @property
+    def validates(self) -> bool:
+        """Return whether this thread validates."""
+        return self._own.state.validates
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Note that this thread validates, within a block."""
+        state = self._own.state
+        outer, state.validates = state.validates, True
+        try:
+            yield
+        finally:
+            state.validates = outer
+
+    def block(self, name: str) -> UsedBlock | None:
+        """Return the block of its weight that a layer is to compute with; None where it is the whole weight."""
+        return self._own.state.blocks.get(name)
+
+    def activate(
+        self, attention: Tensor, norms: dict[str, nn.Module], blocks: Mapping[str, UsedBlock] = NO_BLOCKS
+    ) -> _Outer:
         """Use a task's attention, ``(U,)``, booleans (hard) or numbers (soft), and its norms; or a row per sample.
+
+        Args:
+            attention: the attention.
+            norms: the norms, by the name of the layer they stand for.
+            blocks: blocks of weights to compute with, by the names of layers.
 
         Returns:
             State before, for :meth:`go_back_to`: a pass may begin in the middle of another one.
         """
         state = self._own.state
-        outer = state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms
+        outer = state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms, state.blocks
         state.soft, state.attention, state.cleared, state.parts, state.latest = None, None, None, None, None
         state.left = None
         if attention.dtype == torch.bool:
@@ -242,7 +281,7 @@ class ActiveTask:
                 state.attention = _with_ungated(attention)
             elif attention.requires_grad and attention.dim() == 1:
                 state.parts = self._parts_of(attention)
-        state.norms = norms
+        state.norms, state.blocks = norms, blocks
         return outer
 
     def _parts_of(self, attention: Tensor) -> _Parts | None:
@@ -267,7 +306,7 @@ class ActiveTask:
     def go_back_to(self, outer: _Outer) -> None:
         """Use the attention and norms that were active before; with none, the backbone runs as without gates."""
         state = self._own.state
-        state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms = outer
+        state.soft, state.attention, state.cleared, state.parts, state.latest, state.norms, state.blocks = outer
         state.left = None
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial as first_given
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack.gating.folding import FoldsGates
-from hatrack.gating.gates import ActiveTask
+from hatrack.gating.folding import FoldsGates, is_called_with_hooks_of
+from hatrack.gating.gates import ActiveTask, InputGate
+from hatrack.gating.used_blocks import UsedBlock
 from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
@@ -282,7 +284,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class PartialGradientSwitch(FoldsGates):
     """Replacement for the ``forward`` of one layer of the backbone: the same result, with a cheaper gradient.
 
-    While nothing is left out of the gradient, the gates of a large input are multiplied with the weight instead.
+    While nothing is left out of the gradient, the gates of a large input are multiplied with the weight instead. Under
+    a final mask, the block of the weight that it uses takes the place of the weight.
 
     Where anything but plain training goes on (compiling, tracing, mixed precision, function transforms), and where it
     does not pay, as on other devices than the CPU, the layer's own forward is called. There, to look for channels that
@@ -344,13 +347,30 @@ class PartialGradientSwitch(FoldsGates):
         if gates is not None and isinstance(weight, Tensor) and self._is_plain(input, weight):
             gated = self._active.gated(weight, gates)
             with self._active.not_kept(gated):
-                return self._with_weight(module, input, gated)
+                return self._with_weight(module, input, gated, module._parameters["bias"])
         if gates is not None:  # a compiler has begun, or a mode has changed, between the gate and the layer
             input = input * gates  # noqa: A001
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            return self._plain(module, input)
+        block = self._block_for(module, input)
+        if block is not None:
+            return block.result(module, input, first_given(self._with_weight, module))
+        if not torch.is_grad_enabled():
             return self._plain(module, input)
         with self._active.not_kept(input):
             return self._with_gradient(module, input)
+
+    def _block_for(self, module: nn.Module, input: Tensor) -> UsedBlock | None:  # noqa: A002
+        """Return the block of its weight that the layer computes a call with; None where it is the whole weight."""
+        block, weight = self._active.block(self._name), module.weight
+        if block is None or type(input) is not Tensor or not isinstance(weight, nn.Parameter):
+            return None
+        taken = (
+            self._is_plain(input, weight)
+            and UsedBlock.is_worth(input, weight)
+            and is_called_with_hooks_of(module, InputGate)  # others are to see what units that are off would be
+        )
+        return block if taken else None
 
     def _with_gradient(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the layer's result, and what is needed for its gradient."""
@@ -392,13 +412,13 @@ class PartialGradientSwitch(FoldsGates):
             and torch.autograd.forward_ad._current_level < 0
         )
 
-    def _with_weight(self, module: nn.Module, input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
-        """Compute the layer's result with another weight."""
+    def _with_weight(self, module: nn.Module, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """Compute the layer's result with another weight and bias."""
         assert isinstance(module, (nn.Linear, *_CONVOLUTIONS))
         if isinstance(module, nn.Linear):
-            return F.linear(input, weight, module.bias)
+            return F.linear(input, weight, bias)
         convolution = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-        return convolution(input, weight, module.bias, module.stride, module.padding, module.dilation)
+        return convolution(input, weight, bias, module.stride, module.padding, module.dilation)
 
     def _plain(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the layer's result as torch does."""

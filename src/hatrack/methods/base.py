@@ -6,7 +6,7 @@ import abc
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -532,6 +532,10 @@ class Method(abc.ABC):
         """Switch between training and evaluation mode."""
         for module in self.trained_modules():
             module.train(mode)
+
+    def validating(self) -> AbstractContextManager[None]:
+        """Return a block in which the losses of validation are asked for, which a method may compute faster."""
+        return nullcontext()
 
     def foresight(self) -> str:
         """Say what was decided by how many tasks are to come, before the first; empty for methods that do not ask.

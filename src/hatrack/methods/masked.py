@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -249,6 +249,10 @@ class MaskedMethod(Method):
         task = self.network.task_in_training
         assert task is not None
         return self.network.task_buffers(task)
+
+    def validating(self) -> AbstractContextManager[None]:
+        """Return a block in which the part of the network that the task uses computes alone."""
+        return self.network.validating()
 
     def train_mode(self, mode: bool) -> None:
         """Switch between training and evaluation mode; a head that is trained alone sees features as they will be."""

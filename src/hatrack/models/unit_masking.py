@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,10 +17,11 @@ from hatrack.errors import DOES_NOT_RUN, InputError, UnsupportedError
 from hatrack.functional import Conditioning, Regularization
 from hatrack.gating.attachment import Attachment, scratch_without_gates
 from hatrack.gating.gate_kernels import gate_in_training
-from hatrack.gating.gates import groups_switched_off, used_units
+from hatrack.gating.gates import NO_BLOCKS, groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
 from hatrack.gating.mixing import have_hooks, mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
+from hatrack.gating.used_blocks import UsedBlock
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
 from hatrack.growth.widening import Widening
@@ -108,6 +109,7 @@ class UnitMasking(Masking[UnitTask]):
         self._off: list[str] = []
         self._priced = (torch.empty(0), torch.empty(0), torch.empty(0))
         self._cache: MaskCache[Tensor] = MaskCache()
+        self._used: tuple[Tensor, Mapping[str, UsedBlock]] = (torch.empty(0), NO_BLOCKS)
         self._mixing: tuple[Attachment, bool] | None = None
         self._set_scale(settings.s_max)
 
@@ -225,14 +227,38 @@ class UnitMasking(Masking[UnitTask]):
 
     # -------------------------------------------------------------------------------------------------------- in a call
 
+    def validating(self) -> AbstractContextManager[None]:
+        """Return a block in which a task in training is evaluated by the part of the network that its mask uses."""
+        return self.attachment.validating()
+
     def features_on(self, backbone: nn.Module, x: Inputs, state: UnitTask) -> Tensor:
         """Return features that the backbone, or a twin of it, computes under a task's attention and norms."""
         attention, norms = self.attention(state), self.norms(state)
+        blocks = self._blocks(state, attention)
         if self.own_state.is_empty:
-            return self.attachment.run(backbone, x, attention, norms)
+            return self.attachment.run(backbone, x, attention, norms, blocks)
         return self.own_state.run(
-            state, twin(backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms)
+            state, twin(backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms, blocks)
         )
+
+    def _blocks(self, state: UnitTask, attention: Tensor) -> Mapping[str, UsedBlock]:
+        """Return the blocks of weights that a task computes with where it trains, or is validated, under a hard mask.
+
+        Any other answer has the bits of the whole layers. Norms that later tasks share learn their statistics from
+        units that are off, too.
+        """
+        shares = self.settings.batch_norms is BatchNorms.SHARED and bool(self.graph.per_task_modules)
+        wanted = not shares if self.training else self.attachment.validates
+        if not wanted or state.consolidated or attention.dtype != torch.bool:
+            return NO_BLOCKS
+        if attention.device.type != "cpu" or torch.compiler.is_compiling():
+            return NO_BLOCKS
+        mask, blocks = self._used
+        if mask is not attention and not torch.equal(mask, attention):
+            blocks = self.attachment.blocks_under(attention, self.backbone)
+            if not torch.is_inference_mode_enabled():  # whose tensors training could not use
+                self._used = (attention, blocks)
+        return blocks
 
     def mixes(self, x: Inputs, num_tasks: int) -> bool:
         """Return whether samples of several tasks go through the backbone together."""
@@ -523,6 +549,7 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone, self.interface).to(self.device)
+        self._used = (torch.empty(0), NO_BLOCKS)
         self.watch.record(self.own_state.names)
         self.refresh()
 

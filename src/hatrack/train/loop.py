@@ -316,7 +316,7 @@ class Training:
         method, valid, size = self._method, self._valid, self._settings.eval_batch_size
         method.train_mode(False)
         loss, outputs = 0.0, []
-        with torch.no_grad():
+        with torch.no_grad(), method.validating():
             for start in range(0, len(valid), size):
                 batch = valid.part(slice(start, start + size), progress=1.0)
                 with self._autocast():
