@@ -2,7 +2,7 @@
 
 Ratios of times in one process:
 
-python benchmarks/speed.py tasks|full|run|evaluation|compile|plain|adam|weights [--out benchmarks/results/speed.json]
+python benchmarks/speed.py tasks|full|settled|run|evaluation|compile|plain|adam|weights [--out FILE]
 
 Times are processor time of the one thread that works, which other processes of a shared machine disturb least; what is
 compared takes turns. With `--out` the section is put into that file, beside the others that it holds.
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,49 @@ def full(repetitions: int) -> dict[str, Any]:
         results[f"{name} 32x32x3, SGD"] = against(in_turns(steps, repetitions, warm=2), "plain")
         print(json.dumps(results), flush=True)
     return results
+
+
+# ----------------------------------------------------------------------------------------------- under a final mask
+
+
+def settled(repetitions: int) -> dict[str, Any]:
+    """Steps under a final mask and validation of 1,000 samples, against a plain network's, by the units that are on."""
+    found = {}
+    for name, build, shape, features in (
+        ("MLP 2x2000", lambda: MLP(SHAPE), SHAPE, 2000),
+        ("AlexNet, width 0.5", lambda: AlexNet((3, 32, 32), width=0.5), (3, 32, 32), 1024),
+        ("ResNet-18, 16 filters", lambda: ResNet18((3, 32, 32), width=16), (3, 32, 32), 128),
+    ):
+        x, y, valid = torch.randn(BATCH, *shape), torch.arange(BATCH) % 2, torch.randn(1000, *shape)
+        plain = nn.Sequential(build(), nn.Linear(features, 2))
+        models: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {"plain": (plain, plain)}
+        for share in (0.2, 0.4, 0.6):
+            net = HATNetwork(build(), torch.zeros(1, *shape))
+            generator = torch.Generator().manual_seed(0)
+            on = torch.rand(net.units.num_units, generator=generator) < share
+            net.add_task("third", 2, embedding=torch.where(on, 1.0, -1.0))
+            net.settle("third")
+            models[f"{share:.0%} on"] = net, partial(net, task="third")
+        steps: dict[str, Callable[[int], Any]] = {}
+        for how, (model, ask) in models.items():
+            parameters = model.task_parameters("third") if isinstance(model, HATNetwork) else model.parameters()
+            optimizer = torch.optim.SGD(parameters, lr=0.05)
+            if isinstance(model, HATNetwork):
+                model.protect(optimizer)
+            steps[how] = lambda _, ask=ask, o=optimizer, x=x, y=y: plain_step(ask, o, x, y)
+        found[f"{name}, steps"] = against(in_turns(steps, repetitions), "plain")
+        for model, _ in models.values():
+            model.eval()
+        asked = {how: partial(validate, model, ask, valid) for how, (model, ask) in models.items()}
+        found[f"{name}, validation"] = against(in_turns(asked, repetitions // 4), "plain")
+        print(name, found[f"{name}, steps"], found[f"{name}, validation"], flush=True)
+    return found
+
+
+@torch.no_grad()
+def validate(model: nn.Module, ask: Callable[[Tensor], Tensor], x: Tensor, repetition: int) -> Tensor:
+    with model.validating() if isinstance(model, HATNetwork) else nullcontext():
+        return ask(x)
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
@@ -398,6 +442,7 @@ def masked_weights(repetitions: int) -> dict[str, Any]:
 SECTIONS = {
     "tasks": many_tasks,
     "full": full,
+    "settled": settled,
     "run": whole_runs,
     "evaluation": evaluation,
     "compile": compiled,

@@ -148,6 +148,8 @@ def test_networks_for_pictures_say_that_they_are(name: str) -> None:
         ("lr_decay", ["hidden=20"], "steps of Adam were rounded in another way", False),
         ("lr_decay", ["network=alexnet", "width=0.1"], "gates of large inputs were multiplied in another way", True),
         ("lr_decay", ["hidden=20"], "gates of large inputs were multiplied in another way", False),
+        ("learned_at", ["hidden=20"], "validation and training under final masks were rounded in another way", True),
+        ("learned_at", ["hidden=20", "hard=false"], "training under final masks were rounded in another way", False),
     ],
 )
 def test_a_run_of_before_something_was_computed_otherwise_says_so(

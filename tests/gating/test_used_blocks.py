@@ -196,6 +196,21 @@ def test_answers_have_the_bits_that_stay_once_the_task_is_consolidated() -> None
         assert len(taken) == 2
 
 
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_validation_in_inference_mode_spoils_no_training(is_settled: bool) -> None:
+    net, x = dense()
+    if not is_settled:
+        net.forget("one")
+        open_task(net, "one")
+    with taking() as taken:
+        with torch.inference_mode(), net.eval().validating():
+            net(x, "one")
+        if not is_settled:
+            net.settle("one")
+        gradients(net, x)
+    assert len(taken) == 4
+
+
 def test_the_mask_of_the_moment_is_validated() -> None:
     torch.manual_seed(0)
     x = torch.randn(SAMPLES, 6)

@@ -297,6 +297,7 @@ class Attachment(nn.Module):
         """Return a block in which this thread validates a task in training."""
         return self._active.validating()
 
+    @torch.inference_mode(False)  # training could not use what is made there
     def blocks_under(self, mask: Tensor, backbone: nn.Module) -> Mapping[str, UsedBlock]:
         """Return the blocks of weights that a mask uses, by the names of layers; the others need their whole weights.
 

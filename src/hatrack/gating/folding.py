@@ -8,6 +8,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
+from hatrack.gating.used_blocks import UsedBlock
+
 __all__ = ["FoldsGates", "is_called_with_hooks_of"]
 
 
@@ -23,6 +25,10 @@ class FoldsGates(abc.ABC):
     @abc.abstractmethod
     def folds(self, module: nn.Module, value: Tensor) -> bool:
         """Return whether the gates of a value are to be left to the layer, which must then ask for them."""
+
+    @abc.abstractmethod
+    def block_for(self, module: nn.Module, value: Tensor) -> UsedBlock | None:
+        """Return the block of its weight that the layer computes a call with; None where it is the whole weight."""
 
     @staticmethod
     def takes(module: nn.Module, gates: Tensor) -> bool:

@@ -151,7 +151,7 @@ class _State:
         self.cleared: Tensor | None = None
         self.parts: _Parts | None = None
         self.latest: GatedInput | None = None
-        self.left: tuple[nn.Module, Tensor] | None = None
+        self.left: tuple[nn.Module, Tensor | UsedBlock] | None = None
         self.norms: dict[str, nn.Module] | None = None
         self.blocks = NO_BLOCKS
         self.validates = False
@@ -216,12 +216,12 @@ class ActiveTask:
             self._own.state.latest = GatedInput(made, value, gates)
         return made
 
-    def leave(self, module: nn.Module, gates: Tensor) -> None:
-        """Leave the gates of its input to a layer whose own forward is called next."""
+    def leave(self, module: nn.Module, gates: Tensor | UsedBlock) -> None:
+        """Leave the gates of its input, or the block that they leave, to a layer whose own forward is called next."""
         self._own.state.left = module, gates
 
-    def gates_left_to(self, module: nn.Module) -> Tensor | None:
-        """Return the gates that were left to a layer, once; None where its input is gated, or no task is active."""
+    def gates_left_to(self, module: nn.Module) -> Tensor | UsedBlock | None:
+        """Return what was left to a layer, once; None where its input is gated, or no task is active."""
         state = self._own.state
         (layer, gates), state.left = state.left or (None, None), None
         return gates if layer is module else None
@@ -372,9 +372,14 @@ class InputGate(nn.Module):
     def _for(self, module: nn.Module, value: Any) -> Any:
         """Return what a layer is to be given for a value."""
         folding = None if self._is_open or self._argument else FoldsGates.of(module)
+        if folding is None:
+            return self(value)
+        block = folding.block_for(module, value)
+        if block is not None and block.is_of_one_use:
+            self._active.leave(module, block)
+            return value
         if (
-            folding is not None
-            and self._active.cleared is None
+            self._active.cleared is None
             and folding.folds(module, value)
             and is_called_with_hooks_of(module, InputGate)  # others are to see gated inputs, and may call the network
         ):

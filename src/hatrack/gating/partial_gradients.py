@@ -343,31 +343,32 @@ class PartialGradientSwitch(FoldsGates):
 
     def forward_of(self, module: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
         """Compute the result of the layer, or of a twin of it with other parameters."""
-        gates, weight = self._active.gates_left_to(module), module.weight
+        left, weight = self._active.gates_left_to(module), module.weight
+        gates, block = (None, left) if isinstance(left, UsedBlock) else (left, None)
+        block = self.block_for(module, input) if left is None else block
+        if block is not None:
+            return block.result(module, input, first_given(self._with_weight, module))
         if gates is not None and isinstance(weight, Tensor) and self._is_plain(input, weight):
             gated = self._active.gated(weight, gates)
             with self._active.not_kept(gated):
                 return self._with_weight(module, input, gated, module._parameters["bias"])
         if gates is not None:  # a compiler has begun, or a mode has changed, between the gate and the layer
             input = input * gates  # noqa: A001
-        if torch.compiler.is_compiling():
-            return self._plain(module, input)
-        block = self._block_for(module, input)
-        if block is not None:
-            return block.result(module, input, first_given(self._with_weight, module))
-        if not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._plain(module, input)
         with self._active.not_kept(input):
             return self._with_gradient(module, input)
 
-    def _block_for(self, module: nn.Module, input: Tensor) -> UsedBlock | None:  # noqa: A002
+    def block_for(self, module: nn.Module, value: Tensor) -> UsedBlock | None:
         """Return the block of its weight that the layer computes a call with; None where it is the whole weight."""
+        if torch.compiler.is_compiling():  # which cannot read what threads have of their own
+            return None
         block, weight = self._active.block(self._name), module.weight
-        if block is None or type(input) is not Tensor or not isinstance(weight, nn.Parameter):
+        if block is None or type(value) is not Tensor or not isinstance(weight, nn.Parameter):
             return None
         taken = (
-            self._is_plain(input, weight)
-            and UsedBlock.is_worth(input, weight)
+            self._is_plain(value, weight)
+            and UsedBlock.is_worth(value, weight)
             and is_called_with_hooks_of(module, InputGate)  # others are to see what units that are off would be
         )
         return block if taken else None

@@ -38,10 +38,15 @@ class UsedBlock:
     Attributes:
         rows: indices of the output features or channels that the mask has on.
         columns: indices of the input features or channels that these are computed from.
+        entries: positions of the block's entries in the flattened weight of a dense layer; None for a convolution.
+        is_of_one_use: whether the weight is used once, so that the layer need not be given a gated input: the columns
+            are all that the gate leaves.
     """
 
     rows: Tensor
     columns: Tensor
+    entries: Tensor | None
+    is_of_one_use: bool
 
     @classmethod
     def under(
@@ -57,14 +62,16 @@ class UsedBlock:
         """
         if weight.dim() == 2 and weight.numel() < ENTRIES_WORTH:
             return None
+        uses = tuple(uses)
         attention = torch.cat([mask, mask.new_ones(1)])
         pairs = any_of(attention_on_entries(uses, attention, weight.shape).reshape(*weight.shape[:2], -1), 2)
         # A unit that reads nothing which is on still has its bias.
-        rows = any_of(pairs, 1) | attention_on_entries(of_bias, attention, weight.shape[:1])
-        columns = any_of(pairs, 0)
-        found = cls(rows.nonzero().flatten(), columns.nonzero().flatten())
-        share = len(found.rows) * len(found.columns) / max(pairs.numel(), 1)
-        return found if 0 < share <= WORTH else None
+        has_row = any_of(pairs, 1) | attention_on_entries(of_bias, attention, weight.shape[:1])
+        rows, columns = has_row.nonzero().flatten(), any_of(pairs, 0).nonzero().flatten()
+        if not 0 < len(rows) * len(columns) <= WORTH * pairs.numel():
+            return None
+        entries = (rows.unsqueeze(1) * weight.shape[1] + columns).flatten() if weight.dim() == 2 else None
+        return cls(rows, columns, entries, len(uses) == 1)
 
     def result(self, module: nn.Module, input: Tensor, compute: _Compute) -> Tensor:  # noqa: A002 - as torch says
         """Compute the layer's result for units that are on, and 0 for the others.
@@ -77,7 +84,7 @@ class UsedBlock:
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor)
         axis = -1 if isinstance(module, nn.Linear) else 1
-        block = _take(_take(weight, self.rows, 0), self.columns, 1)
+        block: Tensor = _TakeBlock.apply(weight, self.rows, self.columns, self.entries)  # type: ignore[no-untyped-call]
         some = bias.index_select(0, self.rows) if isinstance(bias, Tensor) else None
         found = compute(_take(input, self.columns, axis), block, some)
         result: Tensor = _Put.apply(found, self.rows, axis, len(weight))  # type: ignore[no-untyped-call]
@@ -97,6 +104,25 @@ _Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def _take(values: Tensor, index: Tensor, axis: int) -> Tensor:
     taken: Tensor = _Take.apply(values, index, axis)  # type: ignore[no-untyped-call]
     return taken
+
+
+class _TakeBlock(torch.autograd.Function):
+    """Takes the rows and columns of a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, columns: Tensor, entries: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, columns, entries)
+        ctx.shape = weight.shape
+        return _places_of(_places_of(weight, rows, 0), columns, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, entries = ctx.saved_tensors
+        if entries is None:
+            whole = _among_zeros(_among_zeros(gradient, columns, 1, ctx.shape[1]), rows, 0, ctx.shape[0])
+        else:  # a dense layer's, which takes half as long in one go
+            whole = gradient.new_zeros(ctx.shape.numel()).scatter_(0, entries, gradient.flatten()).view(ctx.shape)
+        return whole, None, None, None
 
 
 class _Take(torch.autograd.Function):

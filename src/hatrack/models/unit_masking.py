@@ -109,7 +109,7 @@ class UnitMasking(Masking[UnitTask]):
         self._off: list[str] = []
         self._priced = (torch.empty(0), torch.empty(0), torch.empty(0))
         self._cache: MaskCache[Tensor] = MaskCache()
-        self._used: tuple[Tensor, Mapping[str, UsedBlock]] = (torch.empty(0), NO_BLOCKS)
+        self._drop_blocks()
         self._mixing: tuple[Attachment, bool] | None = None
         self._set_scale(settings.s_max)
 
@@ -241,6 +241,11 @@ class UnitMasking(Masking[UnitTask]):
             state, twin(backbone, {}, {}), lambda backbone: self.attachment.run(backbone, x, attention, norms, blocks)
         )
 
+    def _drop_blocks(self) -> None:
+        """Find blocks anew, of a mask that is settled and of the one that was validated last."""
+        self._settled_blocks: MaskCache[Mapping[str, UsedBlock]] = MaskCache()
+        self._validated: tuple[Tensor, Mapping[str, UsedBlock]] = (torch.empty(0), NO_BLOCKS)
+
     def _blocks(self, state: UnitTask, attention: Tensor) -> Mapping[str, UsedBlock]:
         """Return the blocks of weights that a task computes with where it trains, or is validated, under a hard mask.
 
@@ -253,11 +258,12 @@ class UnitMasking(Masking[UnitTask]):
             return NO_BLOCKS
         if attention.device.type != "cpu" or torch.compiler.is_compiling():
             return NO_BLOCKS
-        mask, blocks = self._used
-        if mask is not attention and not torch.equal(mask, attention):
+        if state.is_settled:
+            return self._settled_blocks.of(state.packed, lambda: self.attachment.blocks_under(attention, self.backbone))
+        mask, blocks = self._validated
+        if not torch.equal(mask, attention):
             blocks = self.attachment.blocks_under(attention, self.backbone)
-            if not torch.is_inference_mode_enabled():  # whose tensors training could not use
-                self._used = (attention, blocks)
+            self._validated = (attention, blocks)
         return blocks
 
     def mixes(self, x: Inputs, num_tasks: int) -> bool:
@@ -549,7 +555,7 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone, self.interface).to(self.device)
-        self._used = (torch.empty(0), NO_BLOCKS)
+        self._drop_blocks()
         self.watch.record(self.own_state.names)
         self.refresh()
 
