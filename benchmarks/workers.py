@@ -1,0 +1,65 @@
+"""How much faster a comparison is with several workers than with one.
+
+python benchmarks/workers.py [--workers 2] [--repetitions 2] [--data DIR] [--out benchmarks/results/workers.json]
+
+The same comparison takes turns with one worker and with more, each in a folder of its own: three methods and the two
+that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task, two seeds. Seconds are those
+of the whole command, from its start to its end, on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hatrack.support.environment import describe_environment
+
+COMMAND = "compare split-fashion-mnist --methods sgd,hat,lwf --seeds 0,1 --limit 4000 --epochs 4 --set hidden=400,400"
+
+
+def seconds(workers: int, data: Path | None) -> float:
+    """Return the seconds that a comparison takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "hatrack", *COMMAND.split(), "--workers", str(workers)]
+        words += ["--quiet", "--out", f"{folder}/compared", *(["--data", str(data)] if data else [])]
+        start = time.perf_counter()
+        subprocess.run(words, check=True)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    load = round(os.getloadavg()[0], 1)
+    taken: dict[int, list[float]] = {1: [], options.workers: []}
+    for _ in range(options.repetitions):
+        for workers, times in taken.items():
+            times.append(round(seconds(workers, options.data), 1))
+            print(f"{workers} workers: {times[-1]} s", flush=True)
+    ratio = statistics.median(a / b for a, b in zip(taken[1], taken[options.workers], strict=True))
+    record = {
+        "command": f"python benchmarks/workers.py --workers {options.workers} --repetitions {options.repetitions}",
+        "compared": f"hatrack {COMMAND}",
+        "load_before": load,
+        "seconds": {str(workers): times for workers, times in taken.items()},
+        "times_as_fast": round(ratio, 2),
+        "environment": describe_environment(),
+    }
+    print(json.dumps(record, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
