@@ -3,8 +3,8 @@
 python benchmarks/workers.py [--workers 2] [--repetitions 2] [--data DIR] [--out benchmarks/results/workers.json]
 
 The same comparison takes turns with one worker and with more, each in a folder of its own: three methods and the two
-that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task, two seeds. Seconds are those
-of the whole command, from its start to its end, on a machine that does nothing else.
+that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task, two seeds. Seconds are of
+the whole command, from its start to its end, on a machine that does nothing else.
 """
 
 from __future__ import annotations
