@@ -411,3 +411,21 @@ def test_turns_are_refused_before_anything_is_trained_where_a_later_task_has_no_
     assert "task 'sizes' is regression, and only classes are turned and contrasted" in line
     assert "--set rotations=1" in line
     assert not (tmp_path / "run" / "net.hat").exists()
+
+
+def test_the_error_of_a_score_by_its_samples_is_recorded(tmp_path: Path) -> None:
+    content = {key: value for key, value in run(tmp_path, *NUMBERS).items() if key != "sha256"}
+    errors, learned = content["score_error"], content["score"]
+    assert [[value is None for value in row] for row in errors] == [[value is None for value in row] for row in learned]
+    result = read_result(tmp_path / "run" / "run.json")
+    assert [[score.error for score in row] for row in result.scores] == [[errors[0][0]], errors[1]]
+    assert result.to_json()["score_error"] == errors
+    for damaged in (-1.0, 0.0, "much"):
+        changed = {**content, "score_error": [[damaged, None], errors[1]]}
+        write_checked_json(tmp_path / "run" / "run.json", changed)
+        with pytest.raises(CheckpointError, match="is no standard error of a score"):
+            read_result(tmp_path / "run" / "run.json")
+    write_checked_json(tmp_path / "run" / "run.json", {k: v for k, v in content.items() if k != "score_error"})
+    earlier = read_result(tmp_path / "run" / "run.json")
+    assert all(score.error is None for row in earlier.scores for score in row)
+    assert "score_error" not in earlier.to_json()

@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 
 from hatrack.experiments import RunResult
-from hatrack.objectives.metrics import ACCURACY, BALANCED_ACCURACY, EXACT_MATCH, F1, R_SQUARED, Metric
+from hatrack.objectives.metrics import (
+    ACCURACY,
+    BALANCED_ACCURACY,
+    EXACT_MATCH,
+    F1,
+    MEAN_ABSOLUTE_ERROR,
+    R_SQUARED,
+    Metric,
+)
 from hatrack.report.runs import Runs
 from hatrack.report.sampling import drawn_share
 from hatrack.report.sections import cards, forest, sentences
@@ -109,6 +117,39 @@ def test_no_difference_is_more_than_luck_where_the_error_by_the_samples_is_not_k
     assert "not known" in found["samples"]
     assert "the error by the choice of the test samples is not known" in headline(runs)
     assert f"the error of {metric.name} by the choice" in to_markdown(differences(runs))
+
+
+def with_errors(runs: Runs, error: float) -> Runs:
+    """The same runs with an error of every score by the choice of the test samples."""
+    return Runs.of(
+        replace(run, scores=tuple(tuple(replace(score, error=error) for score in row) for row in run.scores))
+        for _, _, run in runs.each()
+    )
+
+
+@pytest.mark.parametrize("metric", [F1, R_SQUARED, MEAN_ABSOLUTE_ERROR])
+def test_errors_that_tests_have_estimated_tell_luck_from_more(metric: Metric) -> None:
+    sure, unsure = (with_errors(spread(metric, {"test": 10_000}), error) for error in (0.001, 0.05))
+    for runs, is_more in ((sure, True), (unsure, False)):
+        (row,) = differences(runs).rows
+        assert row["average_score_significant"] is is_more
+        assert "not known" not in headline(runs)
+    (row,) = differences(unsure).rows
+    assert row["average_score_high"] - row["average_score"] == pytest.approx(1.96 * math.hypot(0.05, 0.05), rel=1e-3)
+
+
+def test_no_share_is_surer_than_an_accuracy_of_as_many_samples() -> None:
+    f1 = differences(with_errors(spread(F1, {"test": 100}), 1e-9)).rows[0]
+    plain = differences(spread(ACCURACY, {"test": 100})).rows[0]
+    assert f1["average_score_high"] == plain["average_accuracy_high"]
+
+
+def test_a_verdict_needs_the_errors_of_all_runs() -> None:
+    runs = [run for _, _, run in spread(R_SQUARED, {}).each()]
+    some = [run for _, _, run in with_errors(Runs.of(runs[:-1]), 0.001).each()]
+    mixed = Runs.of([*some, runs[-1]])
+    assert differences(mixed).rows[0]["average_score_significant"] is None
+    assert "not known" in headline(mixed)
 
 
 @pytest.mark.parametrize("counts", [(50, 50), (90, 10), (1, 33, 66)])

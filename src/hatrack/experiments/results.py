@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,9 @@ __all__ = [
 
 SCHEMA = 2
 """Version of the format of ``run.json``; 1, which knows classes alone, is still read."""
+
+_ERROR = "score_error"
+"""Name in a file of the errors of scores by the choice of the test samples, which a file without any leaves out."""
 
 _AS_IT_IS = ("experiment", "method", "seed", "command", "config")
 """Attributes that a file holds under their names, as they are."""
@@ -379,8 +383,8 @@ class RunResult:
         """A lower triangular ``T × T`` matrix of one part of the scores, None elsewhere.
 
         Args:
-            what: ``score``, ``loss`` or ``logits_sha256``; or ``accuracy``, which is the score of tasks whose metric it
-                is, and None for others.
+            what: ``score``, ``loss``, ``error`` or ``logits_sha256``; or ``accuracy``, the score of tasks whose
+                metric that is, and None for others.
         """
         size = len(self.tasks)
         rows = [[self._part(score, task, what) for task, score in enumerate(row)] for row in self.scores]
@@ -467,6 +471,7 @@ class RunResult:
             **{key: getattr(self, key) for key in _AS_IT_IS},
             "tasks": [task.to_json() for task in self.tasks],
             **{what: self.matrix(what) for what in ("score", "accuracy", "loss", "logits_sha256")},
+            **({_ERROR: self.matrix("error")} if any(each.error for row in self.scores for each in row) else {}),
             "metrics": self.metrics(),
             "timing": {"seconds": self.seconds, "epochs": self.epochs},
             **{key: getattr(self, key) for key in ("environment", "data", "sources")},
@@ -504,7 +509,8 @@ def read_result(path: Path) -> RunResult:
         tasks = tuple(TaskSummary.from_json(task) for task in data["tasks"])
         _require_sound(data)
         _require_accuracies(data, tasks)
-        rows = zip(data["loss"], data["score"], data["logits_sha256"], strict=True)
+        none = [[None] * len(tasks)] * len(tasks)
+        rows = zip(data["loss"], data["score"], data["logits_sha256"], data.get(_ERROR, none), strict=True)
         scores = [tuple(_score(*cell) for cell in zip(*row, strict=True) if cell[0] is not None) for row in rows]
         return RunResult(
             **{key: data[key] for key in _AS_IT_IS},
@@ -633,7 +639,9 @@ def _left_out(values: tuple[T, ...], index: int) -> tuple[T, ...]:
     return (*values[:index], *values[index + 1 :])
 
 
-def _score(loss: float, value: float, logits_sha256: str) -> Score:
+def _score(loss: float, value: float, logits_sha256: str, error: float | None) -> Score:
     if not (isinstance(loss, float) and isinstance(value, float) and isinstance(logits_sha256, str)):
         raise TypeError(f"a score holds {loss!r}, {value!r}, {logits_sha256!r}")
-    return Score(loss, value, logits_sha256)
+    if error is not None and not (isinstance(error, float) and 0.0 < error < math.inf):
+        raise ValueError(f"{error!r} is no standard error of a score")
+    return Score(loss, value, logits_sha256, error)

@@ -13,6 +13,7 @@ from hatrack.objectives import ACCURACY
 from hatrack.objectives.metrics import BALANCED_ACCURACY, EXACT_MATCH
 from hatrack.streams import EvaluationPart
 from hatrack.streams.own.streams import READ_WITH
+from hatrack.train.scoring import Score
 
 __all__ = ["Sampling", "drawn_share", "error_of_average", "error_of_forgetting", "sampling_of"]
 
@@ -24,7 +25,7 @@ class Sampling(enum.Enum):
     """Knowledge of the error by the choice of the test samples."""
 
     DRAWN = "every seed draws its own test samples, so that the spread of the seeds contains it"
-    KNOWN = "all seeds are tested on the same samples, and it follows from their number"
+    KNOWN = "all seeds are tested on the same samples, and it follows from their number, or was estimated from them"
     UNKNOWN = "all seeds are tested on the same samples, and it is not known"
 
 
@@ -66,7 +67,7 @@ def error_of_average(run: RunResult, learned: int) -> float | None:
         run: the run.
         learned: number of tasks learned.
     """
-    errors = [_error(run, task, score.value) for task, score in enumerate(run.scores[learned - 1])]
+    errors = [_error(run, task, score) for task, score in enumerate(run.scores[learned - 1])]
     return _root(errors, learned)
 
 
@@ -80,7 +81,7 @@ def error_of_forgetting(run: RunResult, learned: int) -> float | None:
     last = run.scores[learned - 1]
     both = [(task, run.scores[task][task], last[task]) for task in range(learned - 1)]
     changed = [(task, pair) for task, *pair in both if pair[0].logits_sha256 != pair[1].logits_sha256]
-    return _root([_error(run, task, score.value) for task, pair in changed for score in pair], learned - 1)
+    return _root([_error(run, task, score) for task, pair in changed for score in pair], learned - 1)
 
 
 def _drawn(run: RunResult, task: TaskSummary) -> float | None:
@@ -96,14 +97,19 @@ def _drawn(run: RunResult, task: TaskSummary) -> float | None:
     return None if said is None else run.config.get("test_share") or said
 
 
-def _error(run: RunResult, task: int, value: float) -> float | None:
-    """Return the standard error of a score of a task."""
+def _error(run: RunResult, task: int, score: Score) -> float | None:
+    """Return the standard error of a score of a task.
+
+    That of another share, such as F1, is never smaller than an accuracy's: leaving out samples of a score of 1 changes
+    nothing.
+    """
     summary = run.tasks[task]
+    by_number = error_of_shares([score.value], [max(1, summary.test)]) if summary.metric.is_share else 0.0
     if summary.metric in OF_SAMPLES:
-        return error_of_shares([value], [max(1, summary.test)])
+        return by_number
     if summary.metric == BALANCED_ACCURACY and summary.test_by_class:
-        return error_of_mean_share(value, summary.test_by_class)
-    return None
+        return error_of_mean_share(score.value, summary.test_by_class)
+    return None if score.error is None else max(score.error, by_number)
 
 
 def _root(errors: Iterable[float | None], tasks: int) -> float | None:

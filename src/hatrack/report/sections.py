@@ -258,7 +258,7 @@ def forest(table: Table, reference: str, runs: Runs) -> dict[str, Any]:
 
 _ON_SAMPLES: Mapping[Sampling, str] = MappingProxyType(
     {
-        Sampling.KNOWN: "it is never narrower than the number of test samples allows",
+        Sampling.KNOWN: "it is never narrower than the test samples allow",
         Sampling.DRAWN: "each seed drew its own test samples, and it is wider for those that several drew",
         Sampling.UNKNOWN: "the error by the choice of test samples, which seeds share, is not known and not in it",
     }

@@ -79,10 +79,10 @@ def unforgotten(runs: Runs) -> tuple[str, ...]:
 def differences(runs: Runs) -> Table:
     """Compare every method with the best, over the seeds that both have, with 95 % intervals.
 
-    Where scores are shares of the test samples, an interval is never narrower than their number allows, unless every
-    seed drew its own. With two seeds there is an interval and no verdict (None). There is none either where seeds are
-    tested on the same samples, nothing is known of the error by their choice, and the interval excludes 0. Where all
-    seeds differ by the same, a difference does not count as more than luck (False).
+    An interval is never narrower than the test samples allow, as far as that is known, unless every seed drew its own.
+    With two seeds there is an interval and no verdict (None). There is none either where seeds are tested on the same
+    samples, nothing is known of the error by their choice, and the interval excludes 0. Where all seeds differ by the
+    same, a difference does not count as more than luck (False).
 
     Args:
         runs: the runs; the best has the best score, joint training and guessing aside.

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hatrack.errors import TrainingError
 from hatrack.methods import Method
-from hatrack.objectives import Classification, Objective
+from hatrack.objectives import ACCURACY, Classification, Objective
+from hatrack.objectives.jackknife import error_by_samples
+from hatrack.objectives.metrics import BALANCED_ACCURACY, EXACT_MATCH
 from hatrack.streams import Split
 from hatrack.support.inputs import map_tensors
 from hatrack.support.interface import PLAIN
@@ -28,11 +30,14 @@ class Score:
         loss: mean loss, such as the cross-entropy.
         value: metric of the task: for classes the accuracy, the share of right answers, in [0, 1].
         logits_sha256: SHA-256 of the float32 logits in test order, little-endian: the proof of what the network said.
+        error: standard error of the metric by the choice of the test samples; None where their numbers say it, as
+            of accuracy, or where it is not known.
     """
 
     loss: float
     value: float
     logits_sha256: str
+    error: float | None = None
 
 
 def predict_split(method: Method, split: Split, task: str, batch_size: int) -> Tensor:
@@ -71,10 +76,12 @@ def score(logits: Tensor, labels: Tensor, objective: Objective | None = None) ->
     """
     objective = Classification(tuple(map(str, range(logits.shape[1])))) if objective is None else objective
     little_endian = logits.numpy().astype("<f4", copy=False)
+    by_number = objective.metric in (ACCURACY, EXACT_MATCH, BALANCED_ACCURACY)
     return Score(
         loss=float(objective.loss(logits, labels)),
         value=objective.measure(logits, labels),
         logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
+        error=None if by_number else error_by_samples(objective, logits, labels),
     )
 
 
