@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
+from hatrack.gating.attachment import attached_to
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Interface
 from hatrack.support.names import in_one_line
 from hatrack.support.transforms import forget_compiled, place_of, why_unfollowed
 from hatrack.units.run import runs_by_itself
 
-__all__ = ["explains_failure"]
+__all__ = ["explains_failure", "require_attachable"]
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
@@ -44,3 +46,23 @@ def explains_failure(constructor: MethodT) -> MethodT:
             raise UnsupportedError(f"{type(backbone).__name__}: {reason or said}{place_of(error)}") from error
 
     return cast(MethodT, wrapped)
+
+
+def require_attachable(backbone: nn.Module) -> None:
+    """Check that a network can be made around a backbone.
+
+    Raises:
+        InputError: the backbone is no module, or is inside another network of this kind.
+        UnsupportedError: a parameter of it is not initialised yet, or of complex128.
+    """
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
+    for name, parameter in backbone.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
+    owner = attached_to(backbone)
+    if owner is not None:
+        raise InputError(f"this backbone is already inside a {owner}: call its detach() first")
+    wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
+    if wide:
+        raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
@@ -15,16 +13,14 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from hatrack.errors import GuaranteeError, InputError, UnsupportedError
-from hatrack.gating.attachment import attached_to, mark
+from hatrack.errors import InputError, UnsupportedError
+from hatrack.gating.attachment import mark
 from hatrack.gating.norms import let_train
 from hatrack.growth.policy import Growth
 from hatrack.masks.calibration import Scorer
 from hatrack.masks.task_list import StateT, TaskList
-from hatrack.masks.tasks import TaskState
 from hatrack.models import unlearning, widening
 from hatrack.models.answering import (
     ask,
@@ -35,6 +31,7 @@ from hatrack.models.answering import (
     logits_of,
     logits_of_mixed,
 )
+from hatrack.models.attaching import require_attachable
 from hatrack.models.calibrating import calibrate
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
@@ -42,19 +39,18 @@ from hatrack.models.own_heads import require_same_state, require_usable_head
 from hatrack.models.own_state import FirstRuns
 from hatrack.models.rewritten import refuses_written
 from hatrack.models.room import Plan, make_plan
+from hatrack.models.saving import content_of
+from hatrack.models.state_dicts import StateLoading, beside_tensors
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
-from hatrack.protection.structure import settings_in_json
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
 from hatrack.state.movement import StateOf
 from hatrack.state.turns import Turns
-from hatrack.state.undo import Snapshot, all_or_nothing
-from hatrack.storage.checkpoint import Checkpoint, description_of_modules, write_checkpoint
+from hatrack.state.undo import all_or_nothing
+from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
 from hatrack.support.compilers import keep_compilers_out, start_compilers_inside
-from hatrack.support.environment import describe_arithmetic
 from hatrack.support.inputs import Inputs, device_of, map_tensors, outside_inference
 from hatrack.support.interface import Interface
-from hatrack.support.layouts import lay_out, strides_of
 from hatrack.support.modes import plain_modes
 from hatrack.support.names import entries_below
 from hatrack.support.notebook import html_table
@@ -64,9 +60,6 @@ from hatrack.support.ranges import require_above_zero
 __all__ = ["MaskedNetwork", "read_only"]
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
-
-_STRIDES = "strides"
-"""Key of strides among the digests of a ``state_dict``, whose names are those of parameters, buffers and tasks."""
 
 
 def read_only(path: str) -> Any:
@@ -94,6 +87,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         growth: policy by which the backbone is widened by itself; None for never.
         recognisers: the last solution of the tasks' sums, by which :meth:`infer` recognises tasks.
         initialization: distribution of the backbone's parameters when the network was made.
+        loading: the loading of a ``state_dict`` that is under way.
     """
 
     format: ClassVar[str]
@@ -109,7 +103,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         build_masking: Callable[[TaskList[StateT], Inputs], Masking[StateT]],
     ) -> None:
         super().__init__()
-        _require_attachable(backbone)
+        require_attachable(backbone)
         example_input = map_tensors(outside_inference, interface.accepted(example_input))
         state = StateOf(backbone)
         self.turns = Turns()
@@ -123,8 +117,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             self.masking = build_masking(self.tasks, example_input)
         self.protection = Protection(self, self.masking)
         mark(backbone, self)
-        self._loading: Snapshot | None = None
-        self._strides_to_load: Mapping[str, Sequence[int]] | None = None
+        self.loading = StateLoading()
         self.register_load_state_dict_post_hook(_finish_loading)  # type: ignore[no-untyped-call]
         if growth is not None:
             self.masking.record_widths(self.masking.units_now())  # which are refused where it could never grow
@@ -728,32 +721,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.masking.require_attached()
         self.check()
         self.protection.report_layouts(stacklevel=6)
-        self.masking.notice_settings()
-        left_out = {f"backbone.{name}" for name in self.masking.own_state.movement.attributes}  # of whatever shape
-        tensors = {
-            name: value
-            for name, value in self.state_dict().items()
-            if not name.endswith("_extra_state") and name not in left_out
-        }
-        masking, probes = self.masking, self.probes()
-        last = next(reversed(probes), None)
-        description = {
-            "format": self.format,
-            **masking.to_json(),
-            **({} if masking.origin is None else {"growth": None if self.growth is None else asdict(self.growth)}),
-            "example_input": masking.example_input.to_json(),
-            **masking.interface.to_json(),
-            "modules": description_of_modules(self.backbone),
-            **({"untrained": list(masking.untrained)} if masking.untrained else {}),
-            "tasks": [_description_of(state) for state in self.tasks],
-            "digests": self.protection.digests,
-            "strides": strides_of(self),
-            "settings": settings_in_json(self.backbone, masking.own_state.names),
-            "probe": None if last is None else {"task": last, "logits": probes[last]},  # for earlier readers
-            "probes": probes,
-            "arithmetic": describe_arithmetic(masking.device),
-        }
-        return Checkpoint(tensors, {**description, "computed_anew": sorted(left_out)})
+        return content_of(self)
 
     def _replicate_for_data_parallel(self) -> MaskedNetwork[StateT]:
         """Refuse replicas, which would compute with the original's gates and masks.
@@ -814,9 +782,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         Both are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
         self.protection.report_layouts(stacklevel=6)
-        digests: dict[str, Any] = self.protection.digests
-        described = {**digests, _STRIDES: strides_of(self)} if digests else {}
-        return torch.tensor(list(json.dumps(described, sort_keys=True).encode()), dtype=torch.uint8)
+        return beside_tensors(self)
 
     def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
         """Load the digests of a ``state_dict``, and lay parameters out in memory as they lay in its network.
@@ -828,12 +794,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         Raises:
             InputError: it is neither.
         """
-        try:
-            digests = json.loads(bytes(state.tolist())) if isinstance(state, Tensor) else dict(state)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the digests (_extra_state) in this state_dict are damaged: {error}") from error
-        self._strides_to_load = digests.pop(_STRIDES, None)
-        self.protection.digests = digests
+        self.loading.take(state, self)
 
     @all_or_nothing(lambda net: [*net.parameters(), *net.buffers(), *net.tasks.tensors()])
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -855,92 +816,14 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.protection.require_same_parts()
         widening.require_same_widths(self, entries_below(prefix, state_dict))
-        self._loading = Snapshot(self, values_of=[*self.parameters(), *self.buffers()])
+        self.loading.begin(self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _finish_loading(self) -> None:
-        """Renew the protection after a ``state_dict`` was loaded, or restore the network if digests do not match."""
-        before, self._loading = self._loading, None
-        strides, self._strides_to_load = self._strides_to_load, None
-        there = {name.removeprefix("task ") for name in self.protection.digests if name.startswith("task ")}
-        here = {state.name for state in self.tasks.consolidated}
-        torch.clear_autocast_cache()  # within torch.autocast it holds the values of before
-        try:
-            if there != here:
-                raise InputError(
-                    f"this state_dict is of a network with consolidated tasks {sorted(there)}, and this one would have "
-                    f"{sorted(here)}; {_advice_for_other_tasks(there, here)}"
-                )
-            if strides is not None:  # only now, since parameters may be others (assign=True)
-                lay_out(self, strides)
-                self.protection.take_layouts()
-                self.protection.hooks.lay_memory_out()
-            self.renew_protection()
-            moved = self.protection.find_moved()
-            if moved:
-                raise GuaranteeError(
-                    f"protected entries have moved in {', '.join(moved)}: this state_dict has other values there than "
-                    "its tasks were consolidated with, as after a conversion, an average of states, or steps without "
-                    "net.protect(...); call restore() on that network before its state_dict is taken, or take one that "
-                    "passes check()"
-                )
-        except BaseException:
-            if before is not None:  # the state before was good
-                before.restore()
-            raise
-
-
-def _require_attachable(backbone: nn.Module) -> None:
-    """Check that a network can be made around a backbone.
-
-    Raises:
-        InputError: the backbone is no module, or is inside another network of this kind.
-        UnsupportedError: a parameter of it is not initialised yet, or of complex128.
-    """
-    if not isinstance(backbone, nn.Module):
-        raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
-    for name, parameter in backbone.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise UnsupportedError(f"{name} is not initialised yet; run the backbone once on a batch")
-    owner = attached_to(backbone)
-    if owner is not None:
-        raise InputError(f"this backbone is already inside a {owner}: call its detach() first")
-    wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
-    if wide:
-        raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
-
-
-def _description_of(state: TaskState) -> dict[str, Any]:
-    """Return what a file says about a task, its tensors apart."""
-    described: dict[str, Any] = {
-        "name": state.name,
-        "num_classes": state.num_classes,
-        "consolidated": state.consolidated,
-    }
-    if len(state.batch_norms):
-        described["norms"] = settings_in_json(state.batch_norms, gathering=True)
-    if state.num_classes is not None:
-        return described
-    return {**described, "head": description_of_modules(state.head), "settings": settings_in_json(state.head)}
-
-
-def _advice_for_other_tasks(there: Collection[str], here: Collection[str]) -> str:
-    """Return what to do where other tasks are consolidated in a ``state_dict`` than in the network that loads it."""
-    if not set(there) < set(here):
-        return "add the same tasks first, or keep whole networks with net.save and hatrack.load"
-    only_here = sorted(set(here) - set(there))
-    task, stays, it = ("task", "stays", "it") if len(only_here) == 1 else ("tasks", "stay", "them")
-    return (
-        f"{task} {', '.join(map(repr, only_here))} {stays} consolidated, which no loading takes back: load a snapshot "
-        f"of a training before net.consolidate, or into another network; to learn {it} again, net.forget {it} and add "
-        f"{it} anew"
-    )
 
 
 def _finish_loading(module: nn.Module, _: object) -> None:
     """Finish the loading of a network; torch calls this also where it is a part of a larger module."""
     assert isinstance(module, MaskedNetwork)
-    module._finish_loading()
+    module.loading.finish(module)
 
 
 def _answer_one(x: Inputs, masking: Masking[StateT], states: Sequence[StateT]) -> Any:
