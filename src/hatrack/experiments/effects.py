@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hatrack.experiments.experiment import Experiment
@@ -12,6 +12,7 @@ from hatrack.methods import find_method
 from hatrack.methods.ewc import Consolidation
 from hatrack.methods.hat import InitialEmbedding, MaskSchedule
 from hatrack.methods.masked import Room
+from hatrack.support.names import one_and_other
 from hatrack.train import LearningRateDecay, OptimizerKind, TrainingSettings
 
 __all__ = ["RULES", "Rule", "cautions", "keys_in_file", "said_of_all", "without_effect"]
@@ -122,16 +123,13 @@ def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "
     for key, when in without_effect(method, config, dict.fromkeys(keys)).items():
         by_reason.setdefault(when, []).append(key)
     said = [
-        f"{_listed(found)} {'has' if len(found) == 1 else 'have'} no effect {when}" for when, found in by_reason.items()
+        f"{one_and_other(found)} {'has' if len(found) == 1 else 'have'} no effect {when}"
+        for when, found in by_reason.items()
     ]
     training, trains = config.training, find_method(method).trains
     if trains and training.optimizer is not OptimizerKind.SGD and training.lr > MOST_FOR_ADAM:
         said.append(f"lr={training.lr:g} is a rate for SGD; Adam usually takes 0.001: `{owner}lr=0.001`")
     return tuple(said)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
 
 
 def keys_in_file(experiment: Experiment, method: str) -> tuple[str, ...]:

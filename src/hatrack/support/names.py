@@ -9,7 +9,17 @@ from typing import TypeVar
 
 from hatrack.errors import InputError
 
-__all__ = ["entries_below", "file_name_of", "in_one_line", "listed", "look_up", "prefix_of", "unknown_name", "words"]
+__all__ = [
+    "entries_below",
+    "file_name_of",
+    "in_one_line",
+    "listed",
+    "look_up",
+    "one_and_other",
+    "prefix_of",
+    "unknown_name",
+    "words",
+]
 
 Entry = TypeVar("Entry")
 
@@ -41,6 +51,12 @@ def in_one_line(error: BaseException | None) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return names in quotes for a message, the first few of them where they are many."""
     return ", ".join(map(repr, names[:MOST_LISTED])) + (", …" if len(names) > MOST_LISTED else "")
+
+
+def one_and_other(names: Iterable[str]) -> str:
+    """Join names, of which there is one at least, as a sentence does: ``"a, b and c"``."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def unknown_name(
