@@ -25,7 +25,7 @@ from hatrack.state.turns import ATTACHED, PART_OF, Turns
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.names import prefix_of
-from hatrack.units import OUTPUT, UnitGraph
+from hatrack.units import OUTPUT, ParameterUse, UnitGraph
 
 __all__ = ["Attachment", "attached_to", "is_gate", "mark", "scratch_without_gates", "strip_gates", "without_gates"]
 
@@ -34,6 +34,9 @@ PREFIX = "backbone."
 
 _SWITCHES = (TaskNormSwitch, PartialGradientSwitch, RecurrentSwitch, HeadSwitch)
 """Kinds of objects that replace the forward of single modules."""
+
+
+_Described = tuple[torch.Size, tuple[ParameterUse, ...], tuple[ParameterUse, ...]]
 
 
 class _Mark:
@@ -207,7 +210,6 @@ class Attachment(nn.Module):
     def __init__(self, graph: UnitGraph, backbone: nn.Module, interface: Interface = PLAIN) -> None:
         super().__init__()
         self._interface = interface
-        self._uses = graph.uses
         self._active = ActiveTask([group.size for group in graph.groups])
         modules = dict(backbone.named_modules())
         gates = [InputGate(reader, graph.num_units, self._active) for reader in graph.readers]
@@ -223,6 +225,9 @@ class Attachment(nn.Module):
             name: PartialGradientSwitch(name, module, self.partial_gradients, self._active)
             for name, module in modules.items()
             if PartialGradientSwitch.fits(module) and module.get_parameter("weight").requires_grad
+        }
+        self._described = {
+            name: found for name in self._weighted if (found := _described(modules[name], backbone, graph))
         }
         self.recurrent = nn.ModuleList(
             RecurrentSwitch(name, module, graph.uses, prefix_of(name), self._active)
@@ -298,24 +303,14 @@ class Attachment(nn.Module):
         return self._active.validating()
 
     @torch.inference_mode(False)  # training could not use what is made there
-    def blocks_under(self, mask: Tensor, backbone: nn.Module) -> Mapping[str, UsedBlock]:
+    def blocks_under(self, mask: Tensor) -> Mapping[str, UsedBlock]:
         """Return the blocks of weights that a mask uses, by the names of layers; the others need their whole weights.
 
         Args:
             mask: booleans, ``(U,)``.
-            backbone: the backbone that was attached to.
         """
-        names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
-        blocks = {}
-        for name in self._weighted:
-            module = backbone.get_submodule(name)
-            weight, bias = module.get_parameter("weight"), module.bias
-            uses = self._uses.get(names[id(weight)])
-            of_bias = () if bias is None else self._uses.get(names.get(id(bias), ""))  # which may be computed
-            block = None if uses is None or of_bias is None else UsedBlock.under(mask, weight, uses, of_bias)
-            if block is not None:
-                blocks[name] = block
-        return blocks
+        found = {name: UsedBlock.under(mask, *described) for name, described in self._described.items()}
+        return {name: block for name, block in found.items() if block is not None}
 
     def copy_norms(self) -> dict[str, nn.Module]:
         """Copy the backbone's batch norms for a new task, by the name of the layer they stand for."""
@@ -324,5 +319,17 @@ class Attachment(nn.Module):
     def detach(self, backbone: nn.Module) -> None:
         """Remove all gates and switches from the backbone."""
         _take_off(backbone)
-        self._norms, self._weighted = {}, {}
+        self._norms, self._weighted, self._described = {}, {}, {}
         self.recurrent, self.attention = nn.ModuleList(), nn.ModuleList()
+
+
+def _described(module: nn.Module, backbone: nn.Module, graph: UnitGraph) -> _Described | None:
+    """Return the shape of a layer's weight and what its weight and bias are used for; None where that is not known.
+
+    A bias that is computed from others is not among the parameters.
+    """
+    names = {id(parameter): name for name, parameter in backbone.named_parameters(prefix="backbone")}
+    weight, bias = module.get_parameter("weight"), module.bias
+    uses = graph.uses.get(names[id(weight)])
+    of_bias = () if bias is None else graph.uses.get(names.get(id(bias), ""))
+    return None if uses is None or of_bias is None else (weight.shape, uses, of_bias)

@@ -375,7 +375,7 @@ class InputGate(nn.Module):
         if folding is None:
             return self(value)
         block = folding.block_for(module, value)
-        if block is not None and block.is_of_one_use:
+        if block is not None and block.stands_for(len(self.units), -1 - len(self._trailing)):
             self._active.leave(module, block)
             return value
         if (

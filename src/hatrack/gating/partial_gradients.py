@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hatrack.gating.folding import FoldsGates, is_called_with_hooks_of
 from hatrack.gating.gates import ActiveTask, InputGate
-from hatrack.gating.used_blocks import UsedBlock
+from hatrack.gating.used_blocks import UsedBlock, may_take_blocks
 from hatrack.protection.frozen import all_of, any_of
 
 __all__ = ["PartialGradient", "PartialGradientSwitch", "partial_gradient_for"]
@@ -338,6 +338,7 @@ class PartialGradientSwitch(FoldsGates):
             and value.numel() > weight.numel()
             and torch.is_grad_enabled()
             and self._is_plain(value, weight)
+            and self._pads_as_attached(module)
             and self._partial_for(module, value) is None
         )
 
@@ -364,10 +365,11 @@ class PartialGradientSwitch(FoldsGates):
         if torch.compiler.is_compiling():  # which cannot read what threads have of their own
             return None
         block, weight = self._active.block(self._name), module.weight
-        if block is None or type(value) is not Tensor or not isinstance(weight, nn.Parameter):
+        if block is None or type(value) is not Tensor or not isinstance(weight, nn.Parameter) or not may_take_blocks():
             return None
         taken = (
             self._is_plain(value, weight)
+            and self._pads_as_attached(module)
             and UsedBlock.is_worth(value, weight)
             and is_called_with_hooks_of(module, InputGate)  # others are to see what units that are off would be
         )
@@ -393,12 +395,17 @@ class PartialGradientSwitch(FoldsGates):
         partial, weight = self._partial_gradients.get(self._name), module.weight
         if partial is None or weight is not partial.weight or not weight.requires_grad:
             return None
-        if not self._is_plain(input, weight):
+        if not self._is_plain(input, weight) or not self._pads_as_attached(module):
             return None
         if weight.dim() == 2:
             return partial if input.dim() >= 2 else None
         is_worth = input.dim() == weight.dim() and input.numel() * weight[:, 0].numel() >= PRODUCTS_WORTH
         return partial if is_worth else None
+
+    @staticmethod
+    def _pads_as_attached(module: nn.Module) -> bool:
+        """Return whether a layer still pads with zeros, if it pads at all."""
+        return getattr(module, "padding_mode", "zeros") == "zeros"
 
     @staticmethod
     def _is_plain(input: Tensor, weight: Tensor) -> bool:  # noqa: A002

@@ -291,7 +291,6 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         return self.protection.protect(optimizer)
 
-    @all_or_nothing(lambda net: net.tasks.tensors())
     def validating(self) -> AbstractContextManager[None]:
         """Return a block in which evaluation of the task in training is faster, and rounded otherwise.
 
@@ -305,6 +304,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         return self.masking.validating()
 
+    @all_or_nothing(lambda net: net.tasks.tensors())
     def settle(self, name: str) -> None:
         """Make a task's mask final before training goes on under it, as in retraining after pruning.
 

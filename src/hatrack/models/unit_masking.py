@@ -21,7 +21,7 @@ from hatrack.gating.gates import NO_BLOCKS, groups_switched_off, used_units
 from hatrack.gating.leak_test import find_leak
 from hatrack.gating.mixing import have_hooks, mixed_norms, mixes_samples
 from hatrack.gating.norms import BatchNorms
-from hatrack.gating.used_blocks import UsedBlock
+from hatrack.gating.used_blocks import UsedBlock, may_take_blocks
 from hatrack.growth.policy import Origin, free_units
 from hatrack.growth.tasks import Places, widen_unit_tasks
 from hatrack.growth.widening import Widening
@@ -256,13 +256,13 @@ class UnitMasking(Masking[UnitTask]):
         wanted = not shares if self.training else self.attachment.validates
         if not wanted or state.consolidated or attention.dtype != torch.bool:
             return NO_BLOCKS
-        if attention.device.type != "cpu" or torch.compiler.is_compiling():
+        if attention.device.type != "cpu" or not may_take_blocks():
             return NO_BLOCKS
         if state.is_settled:
-            return self._settled_blocks.of(state.packed, lambda: self.attachment.blocks_under(attention, self.backbone))
+            return self._settled_blocks.of(state.packed, lambda: self.attachment.blocks_under(attention))
         mask, blocks = self._validated
         if not torch.equal(mask, attention):
-            blocks = self.attachment.blocks_under(attention, self.backbone)
+            blocks = self.attachment.blocks_under(attention)
             self._validated = (attention, blocks)
         return blocks
 
@@ -452,7 +452,8 @@ class UnitMasking(Masking[UnitTask]):
         return [state.mask for state in self.tasks.consolidated]
 
     def refresh(self) -> None:
-        """Update the cumulative attention of the consolidated tasks."""
+        """Update the cumulative attention of the consolidated tasks, and drop what is known of that in training."""
+        self._drop_blocks()
         self.cumulative = attention_of_tasks(self.settings.conditioning, self._consolidated_masks(), self.none)
 
     def bind(self, plan: ProtectionPlan) -> None:
@@ -529,6 +530,7 @@ class UnitMasking(Masking[UnitTask]):
         if successor is not None and self.settings.batch_norms is BatchNorms.SHARED:
             successor.take_norms_of(state)
         self._cache.clear()
+        self._drop_blocks()
 
     # --------------------------------------------------------------------------------------------------------- widening
 
@@ -555,7 +557,6 @@ class UnitMasking(Masking[UnitTask]):
         self.attachment.detach(self.backbone)
         self.graph = graph
         self.attachment = Attachment(graph, self.backbone, self.interface).to(self.device)
-        self._drop_blocks()
         self.watch.record(self.own_state.names)
         self.refresh()
 
