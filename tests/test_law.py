@@ -141,7 +141,7 @@ RECIPES = {
     "momentum-accumulating": Recipe(lambda p: SGD(p, lr=0.03, momentum=0.9), loop=accumulating),
     "momentum-carried": Recipe(lambda p: SGD(p, lr=0.05, momentum=0.9), carried=True, loop=keeping_gradients),
     "nesterov-decay": Recipe(lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2)),
-    "decay": Recipe(lambda p: SGD(p, lr=0.1, weight_decay=1e-2), steps=40),  # at 0.2 AlexNet learns by luck alone
+    "decay": Recipe(lambda p: SGD(p, lr=0.05, weight_decay=1e-2), steps=80),  # at 0.1 AlexNet learns by luck alone
     "rmsprop": Recipe(lambda p: torch.optim.RMSprop(p, lr=0.002, momentum=0.5, centered=True)),
     "adam": Recipe(lambda p: ADAM(p, lr=0.01)),
     "adam-infinite": Recipe(lambda p: ADAM(p, lr=0.01), loop=infinite),

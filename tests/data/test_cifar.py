@@ -274,7 +274,9 @@ def test_jpeg_re_encoding_its_cache_and_its_tasks(
     cifar10_jpeg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    started = time.process_time()
     dataset = load_dataset("cifar10", cifar10_jpeg, download=False)
+    decoding = time.process_time() - started
     assert dataset.origin == "JPEG re-encoding: accuracies a little below the lossless set's"
     assert dataset.x_train.shape == (50_000, 3, 32, 32)
     assert dataset.x_test.shape == (10_000, 3, 32, 32)
@@ -288,7 +290,7 @@ def test_jpeg_re_encoding_its_cache_and_its_tasks(
 
     started = time.process_time()
     again = load_dataset("cifar10", cifar10_jpeg, download=False)
-    assert time.process_time() - started < 2, "it is not decoded again"
+    assert time.process_time() - started < decoding / 3, "it is not decoded again"
     assert torch.equal(dataset.x_train, again.x_train)
     assert torch.equal(dataset.y_test, again.y_test)
     assert dataset.origin == again.origin
