@@ -1,4 +1,4 @@
-"""How much faster a comparison is with several workers than with one.
+"""Speed of a comparison with several workers against that with one.
 
 python benchmarks/workers.py [--workers 2] [--repetitions 2] [--data DIR] [--out benchmarks/results/workers.json]
 

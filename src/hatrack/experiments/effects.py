@@ -12,7 +12,7 @@ from hatrack.methods import find_method
 from hatrack.methods.ewc import Consolidation
 from hatrack.methods.hat import InitialEmbedding, MaskSchedule
 from hatrack.methods.masked import Room
-from hatrack.support.names import one_and_other
+from hatrack.support.names import joined_with_and
 from hatrack.train import LearningRateDecay, OptimizerKind, TrainingSettings
 
 __all__ = ["RULES", "Rule", "cautions", "keys_in_file", "said_of_all", "without_effect"]
@@ -123,7 +123,7 @@ def cautions(method: str, config: Config, keys: Iterable[str], *, owner: str = "
     for key, when in without_effect(method, config, dict.fromkeys(keys)).items():
         by_reason.setdefault(when, []).append(key)
     said = [
-        f"{one_and_other(found)} {'has' if len(found) == 1 else 'have'} no effect {when}"
+        f"{joined_with_and(found)} {'has' if len(found) == 1 else 'have'} no effect {when}"
         for when, found in by_reason.items()
     ]
     training, trains = config.training, find_method(method).trains

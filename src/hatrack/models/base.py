@@ -40,7 +40,7 @@ from hatrack.models.own_state import FirstRuns
 from hatrack.models.rewritten import refuses_written
 from hatrack.models.room import Plan, make_plan
 from hatrack.models.saving import content_of
-from hatrack.models.state_dicts import StateLoading, beside_tensors
+from hatrack.models.state_dicts import StateLoading, extra_state_of
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.protection import Protection
 from hatrack.recognition import FeatureMap, Inferred, RecogniserCache, choose_scorer, infer_by_sums, infer_task
@@ -782,7 +782,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         Both are JSON in a tensor of bytes, ``(B,)``, since many programs keep nothing but tensors.
         """
         self.protection.report_layouts(stacklevel=6)
-        return beside_tensors(self)
+        return extra_state_of(self)
 
     def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
         """Load the digests of a ``state_dict``, and lay parameters out in memory as they lay in its network.

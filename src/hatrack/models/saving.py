@@ -1,4 +1,4 @@
-"""What a file says about a network."""
+"""Content of a network's file: its tensors, and a description in JSON."""
 
 from __future__ import annotations
 

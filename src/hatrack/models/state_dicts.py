@@ -17,13 +17,13 @@ from hatrack.support.layouts import lay_out, strides_of
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
 
-__all__ = ["StateLoading", "beside_tensors"]
+__all__ = ["StateLoading", "extra_state_of"]
 
 _STRIDES = "strides"
 """Key of strides among the digests of a ``state_dict``, whose names are those of parameters, buffers and tasks."""
 
 
-def beside_tensors(net: MaskedNetwork[StateT]) -> Tensor:
+def extra_state_of(net: MaskedNetwork[StateT]) -> Tensor:
     """Return the digests of a network and the strides of what does not lie in memory row by row.
 
     Returns:
@@ -47,7 +47,7 @@ class StateLoading:
         self._strides = None
 
     def take(self, state: Tensor | Mapping[str, Any], net: MaskedNetwork[StateT]) -> None:
-        """Take what :func:`beside_tensors` returned, or digests by name, as in earlier versions.
+        """Take what :func:`extra_state_of` returned, or digests by name, as in earlier versions.
 
         Raises:
             InputError: it is neither.

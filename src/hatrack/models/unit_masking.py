@@ -452,7 +452,7 @@ class UnitMasking(Masking[UnitTask]):
         return [state.mask for state in self.tasks.consolidated]
 
     def refresh(self) -> None:
-        """Update the cumulative attention of the consolidated tasks, and drop what is known of that in training."""
+        """Update the cumulative attention of the consolidated tasks, and drop the blocks of what was in training."""
         self._drop_blocks()
         self.cumulative = attention_of_tasks(self.settings.conditioning, self._consolidated_masks(), self.none)
 

@@ -13,7 +13,7 @@ from hatrack.experiments.request import as_text
 from hatrack.experiments.settings import NetworkSettings, StreamSettings
 from hatrack.methods import METHODS
 from hatrack.report.table import joined
-from hatrack.support.names import one_and_other
+from hatrack.support.names import joined_with_and
 from hatrack.train import TrainingSettings
 
 __all__ = [
@@ -202,4 +202,4 @@ def _grouped(values: Mapping[str, str]) -> str:
 def _listed(labels: Iterable[str]) -> str:
     those = [*labels]
     shown = those if len(those) <= _NAMED + 1 else [*those[:_NAMED], f"{len(those) - _NAMED} more"]
-    return one_and_other(shown)
+    return joined_with_and(shown)

@@ -13,7 +13,7 @@ from hatrack.report.literature import published
 from hatrack.report.runs import Runs
 from hatrack.report.table import Drawing, Kind, Row, Table, capitalized, kinds_of, means
 from hatrack.report.verdict import timing
-from hatrack.support.names import one_and_other
+from hatrack.support.names import joined_with_and
 
 __all__ = ["DRAWINGS", "DRAWINGS_OF_ONE"]
 
@@ -102,7 +102,7 @@ def _key(runs: Runs) -> str:
 
 def _names(runs: Runs) -> str:
     """Return the names of the metrics of all tasks, as they begin a heading."""
-    return capitalized(one_and_other(metric.name for metric in runs.metrics))
+    return capitalized(joined_with_and(metric.name for metric in runs.metrics))
 
 
 def _heading(metric: Metric) -> str:

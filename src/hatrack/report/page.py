@@ -22,7 +22,7 @@ from hatrack.report.table import Table, capitalized
 from hatrack.report.tables import accuracy, curves, data, summary
 from hatrack.report.verdict import differences, verdict
 from hatrack.report.writers import display
-from hatrack.support.names import one_and_other
+from hatrack.support.names import joined_with_and
 
 __all__ = ["html_report"]
 
@@ -63,7 +63,7 @@ def html_report(runs: Runs) -> str:
         "title": f"{runs.any.experiment}: {sections.title(runs)}",
         "experiment": runs.any.experiment,
         "metric": "score" if metric is None else metric.name,
-        "metric_heading": capitalized(one_and_other(each.name for each in runs.metrics)),
+        "metric_heading": capitalized(joined_with_and(each.name for each in runs.metrics)),
         "metrics": runs.metrics,
         "of_metric": {each.name: runs.tasks_of(each) for each in runs.metrics},
         "plain": metric == ACCURACY,

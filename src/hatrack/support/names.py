@@ -13,9 +13,9 @@ __all__ = [
     "entries_below",
     "file_name_of",
     "in_one_line",
+    "joined_with_and",
     "listed",
     "look_up",
-    "one_and_other",
     "prefix_of",
     "unknown_name",
     "words",
@@ -53,7 +53,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:MOST_LISTED])) + (", …" if len(names) > MOST_LISTED else "")
 
 
-def one_and_other(names: Iterable[str]) -> str:
+def joined_with_and(names: Iterable[str]) -> str:
     """Join names, of which there is one at least, as a sentence does: ``"a, b and c"``."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
