@@ -23,6 +23,7 @@ from hatrack.experiments.tuning import Candidate, best, tied
 from hatrack.objectives import ACCURACY
 from hatrack.objectives.metrics import MEAN_ABSOLUTE_ERROR, R_SQUARED
 from hatrack.storage.checked_json import write_checked_json
+from hatrack.train import scoring
 from support.marks import slow_unless
 
 QUICK = ["--set", "hidden=12,12", "--set", "batch_size=16", "--epochs", "3", "--set", "test_share=0.25", "--quiet"]
@@ -429,3 +430,19 @@ def test_the_error_of_a_score_by_its_samples_is_recorded(tmp_path: Path) -> None
     earlier = read_result(tmp_path / "run" / "run.json")
     assert all(score.error is None for row in earlier.scores for score in row)
     assert "score_error" not in earlier.to_json()
+
+
+def test_the_error_of_outputs_that_stayed_the_same_is_estimated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+    estimate = scoring.error_by_samples
+
+    def noted(*given: Any) -> float | None:
+        asked.append(None)
+        return estimate(*given)
+
+    monkeypatch.setattr(scoring, "error_by_samples", noted)
+    content = run(tmp_path, *NUMBERS)
+    assert content["score_error"][1][0] == content["score_error"][0][0]
+    assert len(asked) == 2, "the first task's outputs were the same, to the bit"

@@ -136,7 +136,11 @@ def last_confusion(prepared: Run, learned: int) -> Confusion | None:
 def score_row(prepared: Run, logits: Mapping[str, Tensor]) -> tuple[Score, ...]:
     """The scores of test logits, by name of the task."""
     tasks = prepared.stream[: len(logits)]
-    return tuple(score(logits[task.name], task.test.labels, task.objective) for task in tasks)
+    earlier = prepared.result.scores
+    return tuple(
+        score(logits[task.name], task.test.labels, task.objective, (row[index] for row in earlier if index < len(row)))
+        for index, task in enumerate(tasks)
+    )
 
 
 def _record(prepared: Run, folder: RunFolder | None, history: TaskHistory, seconds: float) -> None:

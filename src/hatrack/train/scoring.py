@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,22 +66,26 @@ def predict_splits(method: Method, splits: Mapping[str, Split], batch_size: int)
     return logits
 
 
-def score(logits: Tensor, labels: Tensor, objective: Objective | None = None) -> Score:
+def score(logits: Tensor, labels: Tensor, objective: Objective | None = None, before: Iterable[Score] = ()) -> Score:
     """Return loss and metric of outputs, and their hash.
 
     Args:
         logits: outputs ``(N, outputs)``, float32 on the CPU.
         labels: targets of the objective; for classes ``(N,)``.
         objective: what outputs and targets mean; None for classes.
+        before: earlier scores on these samples. The error of one whose outputs were the same to the bit is taken over:
+            to estimate it takes 20 times as long as to measure.
     """
     objective = Classification(tuple(map(str, range(logits.shape[1])))) if objective is None else objective
     little_endian = logits.numpy().astype("<f4", copy=False)
     by_number = objective.metric in (ACCURACY, EXACT_MATCH, BALANCED_ACCURACY)
+    digest = hashlib.sha256(little_endian.tobytes()).hexdigest()
+    known = next((each.error for each in before if each.logits_sha256 == digest and each.error is not None), None)
     return Score(
         loss=float(objective.loss(logits, labels)),
         value=objective.measure(logits, labels),
-        logits_sha256=hashlib.sha256(little_endian.tobytes()).hexdigest(),
-        error=None if by_number else error_by_samples(objective, logits, labels),
+        logits_sha256=digest,
+        error=None if by_number else known or error_by_samples(objective, logits, labels),
     )
 
 
