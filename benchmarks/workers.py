@@ -5,6 +5,9 @@ python benchmarks/workers.py [--workers 2] [--repetitions 2] [--data DIR] [--out
 The same comparison takes turns with one worker and with more, each in a folder of its own: three methods and the two
 that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task, two seeds. Seconds are of
 the whole command, from its start to its end, on a machine that does nothing else.
+
+What the machine itself gives is in "machine": as many commands as there are workers begin at once, each with one worker
+and all runs, and are compared with one such command alone. More than this no division of the runs can give.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from hatrack.support.environment import describe_environment
 COMMAND = "compare split-fashion-mnist --methods sgd,hat,lwf --seeds 0,1 --limit 4000 --epochs 4 --set hidden=400,400"
 
 
-def seconds(workers: int, data: Path | None) -> float:
-    """Return the seconds that a comparison takes."""
+def seconds(workers: int, data: Path | None, *, copies: int = 1) -> float:
+    """Return the seconds that a comparison takes, or as many of them at once."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "hatrack", *COMMAND.split(), "--workers", str(workers)]
-        words += ["--quiet", "--out", f"{folder}/compared", *(["--data", str(data)] if data else [])]
+        words = [sys.executable, "-m", "hatrack", *COMMAND.split(), "--workers", str(workers), "--quiet"]
+        words += ["--data", str(data)] if data else []
         start = time.perf_counter()
-        subprocess.run(words, check=True)
+        going = [subprocess.Popen([*words, "--out", f"{folder}/compared-{copy}"]) for copy in range(copies)]
+        if codes := [code for process in going if (code := process.wait())]:
+            raise SystemExit(f"a comparison ended with code {codes[0]}")
         return time.perf_counter() - start
 
 
@@ -42,18 +47,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     load = round(os.getloadavg()[0], 1)
-    taken: dict[int, list[float]] = {1: [], options.workers: []}
+    forms = {
+        "one worker": lambda: seconds(1, options.data),
+        f"{options.workers} workers": lambda: seconds(options.workers, options.data),
+        f"{options.workers} commands at once": lambda: seconds(1, options.data, copies=options.workers),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(options.repetitions):
-        for workers, times in taken.items():
-            times.append(round(seconds(workers, options.data), 1))
-            print(f"{workers} workers: {times[-1]} s", flush=True)
-    ratio = statistics.median(a / b for a, b in zip(taken[1], taken[options.workers], strict=True))
+        for name, take in forms.items():
+            taken[name].append(round(take(), 1))
+            print(f"{name}: {taken[name][-1]} s", flush=True)
+    one, more, copies = taken.values()
+    ratio = statistics.median(a / b for a, b in zip(one, more, strict=True))
+    machine = statistics.median(options.workers * a / b for a, b in zip(one, copies, strict=True))
     record = {
         "command": f"python benchmarks/workers.py --workers {options.workers} --repetitions {options.repetitions}",
         "compared": f"hatrack {COMMAND}",
         "load_before": load,
-        "seconds": {str(workers): times for workers, times in taken.items()},
+        "seconds": taken,
         "times_as_fast": round(ratio, 2),
+        "machine": round(machine, 2),
         "environment": describe_environment(),
     }
     print(json.dumps(record, indent=2))

@@ -23,7 +23,7 @@ from hatrack.experiments.jobs import (
     beside_each_other,
     require_learnable_by,
 )
-from hatrack.experiments.plan import REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
+from hatrack.experiments.plan import JOINT, REFERENCES, ComparisonPlan, read_plan, run_folder, write_plan
 from hatrack.experiments.request import RunRequest
 from hatrack.experiments.results import RunResult, read_result
 from hatrack.experiments.statistics import Spread, spread
@@ -332,8 +332,17 @@ def compare(
         # The device's name is in every run: other machines may have one that this one has not.
         on = {"threads": jobs[0].threads, "device": jobs[0].request.device.type}
         write_plan(folder, whole, {**describe_environment(), **on})
-        yield from execute_recorded(jobs, executor)
+        yield from execute_recorded(_longest_first(jobs), executor)
         write_summary(folder)
+
+
+def _longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """Put joint training before the other runs of its seed.
+
+    It learns all tasks again with every new one, and whatever takes longest is waited for if it begins last.
+    """
+    seeds = list(dict.fromkeys(job.request.seed for job in jobs))
+    return sorted(jobs, key=lambda job: (seeds.index(job.request.seed), job.request.method != JOINT))
 
 
 def execute_recorded(jobs: Sequence[Job], executor: Executor) -> Generator[JobEvent, None, None]:

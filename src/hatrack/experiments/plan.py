@@ -23,9 +23,12 @@ from hatrack.storage.checked_json import read_checked_json, write_checked_json
 from hatrack.support.names import file_name_of, look_up
 from hatrack.support.notebook import html_table
 
-__all__ = ["PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
+__all__ = ["JOINT", "PLAN", "REFERENCES", "ComparisonPlan", "read_plan", "run_folder", "write_plan"]
 
-REFERENCES = ("joint", "random")
+JOINT = "joint"
+"""Name of joint training."""
+
+REFERENCES = (JOINT, "random")
 """Methods that the forgetting ratio compares with; they are part of every comparison."""
 
 SCHEMA = 1
