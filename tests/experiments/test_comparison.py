@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from hatrack.errors import CheckpointError, InputError
-from hatrack.experiments import EXPERIMENTS, Comparison, ComparisonPlan, Job, jobs_of
+from hatrack.experiments import (
+    EXPERIMENTS,
+    Comparison,
+    ComparisonPlan,
+    Job,
+    JobEvent,
+    JobFailed,
+    compare,
+    jobs_of,
+)
 from hatrack.experiments.comparison import write_failure
 from hatrack.experiments.folder import RESULT
 from hatrack.experiments.plan import PLAN, read_plan, run_folder, write_plan
@@ -104,6 +114,22 @@ def test_unknown_names_are_refused_with_a_suggestion(folder: Path) -> None:
 def test_references_are_added_once() -> None:
     assert ComparisonPlan.make("demo", ["sgd"], [0]).methods == ("sgd", "joint", "random")
     assert ComparisonPlan.make("demo", ["joint", "sgd"], [0]).methods == ("joint", "sgd", "random")
+
+
+def test_what_takes_longest_begins_first_in_every_seed(tmp_path: Path) -> None:
+    handed_over: list[str] = []
+
+    class NotToday:
+        def execute(self, jobs: Sequence[Job]) -> Generator[JobEvent, None, None]:
+            handed_over.extend(job.name for job in jobs)
+            yield from (JobFailed(job, "not today") for job in jobs)
+
+    plan = ComparisonPlan.make("demo", ["sgd", "hat"], [3, 0])
+    ends = [*compare(plan, tmp_path, jobs_of(plan, tmp_path), NotToday())]
+    assert len(ends) == len(handed_over)
+    in_turn = ("joint", "sgd", "hat", "random")
+    assert handed_over == [f"{method} seed {seed}" for seed in (3, 0) for method in in_turn]
+    assert plan.methods == ("sgd", "hat", "joint", "random"), "tables keep the order that was asked for"
 
 
 def test_settings_are_read_as_their_types() -> None:
