@@ -110,7 +110,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "sgd" / "seed0" / "run.json").exists():
+        while not (tmp_path / "joint" / "seed0" / "run.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         children = "".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert error.strip() == "error: interrupted; the same command goes on from there"
     assert len(children) == 1
     assert not Path(f"/proc/{children[0]}").exists()
-    assert not (tmp_path / "sgd" / "seed0" / "failure.json").exists(), "what was stopped has not failed"
+    assert not (tmp_path / "joint" / "seed0" / "failure.json").exists(), "what was stopped has not failed"
 
 
 @pytest.mark.slow
