@@ -381,8 +381,8 @@ class Method(abc.ABC):
     def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
         """Do what follows training: consolidate, measure importance, merge.
 
-        It is called again if an error cut it off. Masked methods do then what is left; those that add up importance or
-        fill a memory may count the task twice.
+        It is called again if an error cut it off. Masked methods do then what is left, and those that add up importance
+        or fill a memory begin anew (:func:`hatrack.methods.at_once.at_once`).
         """
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Setup
 from hatrack.methods.importance import added
 from hatrack.methods.multi_head import MultiHeadMethod
@@ -143,6 +144,7 @@ class CAB(MultiHeadMethod):
                 parameter.grad.add_(parameter - self._start[name], alpha=self.settings.pull)
 
     @torch.no_grad()
+    @at_once
     def end_task(self, task: Task) -> None:
         """Add the correlations of every layer's inputs on the task's samples to those of earlier tasks."""
         generator = self.setup.generator("conceptor", task.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Batch, Loss
 from hatrack.methods.memory import RehearsalMethod
 from hatrack.streams import Task
@@ -29,11 +30,14 @@ class ER(RehearsalMethod):
         new, old = self.logits_of(batch, rows)
         return Loss(F.cross_entropy(torch.cat([new, old]), torch.cat([batch.y, rows["y"]])), new)
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Offer the task's training samples to the memory."""
         x, y = task.train.load()
         order = torch.randperm(len(y), generator=self.offering)
         number = torch.full_like(y, len(self.network.task_names) - 1)
         columns = {"x": x[order], "y": y[order], "task": number}
-        self.memory.add({key: value.to(self.setup.device) for key, value in columns.items()}, self.offering)
+        memory = self.memory.copy()
+        memory.add({key: value.to(self.setup.device) for key, value in columns.items()}, self.offering)
+        self.memory = memory
         super().end_task(task)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Earlier
 from hatrack.methods.importance import Fisher, added, averaged, fisher_diagonal
 from hatrack.methods.multi_head import AnchoredMethod
@@ -65,6 +66,7 @@ class EWC(AnchoredMethod):
         """Return λ/2."""
         return super().scale() / 2
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Measure what the task's weights matter to it, and merge that with earlier tasks."""
         generator = self.setup.generator("fisher", task.name)

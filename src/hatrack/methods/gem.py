@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Batch, Earlier, Loss, Setup, joined
 from hatrack.methods.memory import Reservoir, gathers_statistics
 from hatrack.methods.multi_head import MultiHeadMethod
@@ -135,19 +136,20 @@ class GEM(MultiHeadMethod):
                 self.network(memory.columns["x"], name)
         return super().loss(batch)
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Remember some of the task's training samples, drawn uniformly, and as many of each earlier task."""
         x, y = task.train.load()
         names = self.network.task_names
         share = self.settings.share(len(names))
-        self.memories = [
+        earlier = [
             memory.reduced(share, self.setup.generator("fewer memories", name, len(names)))
             for name, memory in zip(names, self.memories, strict=False)
         ]
         memory = Reservoir(share)
         columns = {"x": x.to(self.setup.device), "y": y.to(self.setup.device)}
         memory.add(columns, self.setup.generator("memory", task.name))
-        self.memories.append(memory)
+        self.memories = [*earlier, memory]
 
     def before_step(self) -> None:
         """Replace the gradient."""

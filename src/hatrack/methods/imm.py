@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Earlier, Setup, joined
 from hatrack.methods.importance import Fisher, added, fisher_diagonal
 from hatrack.methods.multi_head import AnchoredMethod, MultiHeadNetwork
@@ -78,6 +79,7 @@ class IMMMean(AnchoredMethod):
         """Return λ/2."""
         return super().scale() / 2
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Merge the task's weights into those for prediction, and tie the next task to them."""
         shares = self.shares(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Earlier
 from hatrack.methods.importance import added, output_sensitivity
 from hatrack.methods.multi_head import AnchoredMethod
@@ -42,6 +43,7 @@ class MAS(AnchoredMethod):
     settings_type = MASSettings
     earlier = Earlier({"penalty": Penalty.EXPLICIT})
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Measure the sensitivity of the task's outputs, and add it to that of earlier tasks."""
         self.hold(added(self.importance, output_sensitivity(self.network, task)))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Earlier, Setup
 from hatrack.methods.importance import added
 from hatrack.methods.multi_head import AnchoredMethod
@@ -120,6 +121,7 @@ class SI(AnchoredMethod):
             self.path[name].sub_(gradient * (parameters[name] - before))
         self._before = {}
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Turn the path into importance, and add it to that of earlier tasks."""
         moved = {name: value - self._start[name] for name, value in self.copy_of_shared().items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hatrack.errors import InputError
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Loss, Setup
 from hatrack.methods.complexity import curriculum_threshold, sample_complexity, scaled_epochs
 from hatrack.methods.dwa.losses import (
@@ -319,6 +320,7 @@ class DWA(MultiHeadMethod):
         """Clip the gradient."""
         nn.utils.clip_grad_norm_(self.trained_parameters(), self.settings.gradient_norm)
 
+    @at_once
     def end_task(self, task: Task) -> None:
         """Remember the task's positive anchor, and merge what its masked weights matter to it into the mean."""
         settings, tasks = self.settings, len(self.network.task_names)
@@ -327,7 +329,7 @@ class DWA(MultiHeadMethod):
         self.importance = averaged(self.importance, masked, tasks)
         if settings.context is Context.PROCESSOR:
             x = task.train.load()[0].to(self.setup.device)[self._simple_samples("last anchor samples")]
-            self.positives.append(positive_anchor(self.network, task.name, x))
+            self.positives = [*self.positives, positive_anchor(self.network, task.name, x)]
         self._anchors = None
 
     def extra_state(self) -> dict[str, Tensor]:
