@@ -19,8 +19,8 @@ MethodT = TypeVar("MethodT")
 def at_once(end: Callable[[MethodT, Task], None]) -> Callable[[MethodT, Task], None]:
     """Make a method's ``end_task`` take back what it has done after any error, an interrupt among them.
 
-    So are modes of torch that were entered. Attributes are recorded by reference, so that it is to replace them and not to write into them; of streams of random
-    numbers it is the state.
+    It leaves modes of torch that it had entered, too. Attributes are recorded by reference, so that it is to replace
+    them and not to write into them; of streams of random numbers it is the state.
 
     Args:
         end: the ``end_task``.
