@@ -1,6 +1,6 @@
 """Speed of a comparison with several workers against that with one.
 
-python benchmarks/workers.py [--workers 2] [--repetitions 2] [--data DIR] [--out benchmarks/results/workers.json]
+python benchmarks/workers.py [--workers 2] [--seeds 0-3] [--repetitions 2] [--data DIR] [--out benchmarks/results/workers.json]
 
 The same comparison takes turns with one worker and with more, each in a folder of its own: three methods and the two
 that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task, two seeds. Seconds are of
@@ -24,13 +24,14 @@ from pathlib import Path
 
 from hatrack.support.environment import describe_environment
 
-COMMAND = "compare split-fashion-mnist --methods sgd,hat,lwf --seeds 0,1 --limit 4000 --epochs 4 --set hidden=400,400"
+COMMAND = "compare split-fashion-mnist --methods sgd,hat,lwf --limit 4000 --epochs 4 --set hidden=400,400"
 
 
-def seconds(workers: int, data: Path | None, *, copies: int = 1) -> float:
+def seconds(workers: int, seeds: str, data: Path | None, *, copies: int = 1) -> float:
     """Return the seconds that a comparison takes, or as many of them at once."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "hatrack", *COMMAND.split(), "--workers", str(workers), "--quiet"]
+        words = [sys.executable, "-m", "hatrack", *COMMAND.split(), "--seeds", seeds]
+        words += ["--workers", str(workers), "--quiet"]
         words += ["--data", str(data)] if data else []
         start = time.perf_counter()
         going = [subprocess.Popen([*words, "--out", f"{folder}/compared-{copy}"]) for copy in range(copies)]
@@ -42,15 +43,16 @@ def seconds(workers: int, data: Path | None, *, copies: int = 1) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     load = round(os.getloadavg()[0], 1)
     forms = {
-        "one worker": lambda: seconds(1, options.data),
-        f"{options.workers} workers": lambda: seconds(options.workers, options.data),
-        f"{options.workers} commands at once": lambda: seconds(1, options.data, copies=options.workers),
+        "one worker": lambda: seconds(1, options.seeds, options.data),
+        f"{options.workers} workers": lambda: seconds(options.workers, options.seeds, options.data),
+        f"{options.workers} commands at once": lambda: seconds(1, options.seeds, options.data, copies=options.workers),
     }
     taken: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(options.repetitions):
@@ -61,8 +63,9 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in zip(one, more, strict=True))
     machine = statistics.median(options.workers * a / b for a, b in zip(one, copies, strict=True))
     record = {
-        "command": f"python benchmarks/workers.py --workers {options.workers} --repetitions {options.repetitions}",
-        "compared": f"hatrack {COMMAND}",
+        "command": f"python benchmarks/workers.py --workers {options.workers} --seeds {options.seeds} "
+        f"--repetitions {options.repetitions}",
+        "compared": f"hatrack {COMMAND} --seeds {options.seeds}",
         "load_before": load,
         "seconds": taken,
         "times_as_fast": round(ratio, 2),
