@@ -143,8 +143,8 @@ class CAB(MultiHeadMethod):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - self._start[name], alpha=self.settings.pull)
 
-    @torch.no_grad()
     @at_once
+    @torch.no_grad()
     def end_task(self, task: Task) -> None:
         """Add the correlations of every layer's inputs on the task's samples to those of earlier tasks."""
         generator = self.setup.generator("conceptor", task.name)
