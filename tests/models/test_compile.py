@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hatrack import HATNetwork
+from hatrack import HATNetwork, WeightMaskedNetwork
+from hatrack.masks import Embedding, MaskSource, Scores
 from support.helpers import SAMPLES, attach, easy_task, learn, logits, mode, open_task, progress
 
 TASKS = 20
@@ -222,3 +223,28 @@ def test_tasks_stay_active_where_a_graph_breaks(build: type[nn.Module]) -> None:
         for task, kept in expected.items():
             assert torch.equal(compiled(x, task), kept)
             assert not torch.equal(net.tasks.named(task).head(plain), kept)
+
+
+@pytest.mark.parametrize("source", [Embedding(), Scores(0.5)], ids=lambda source: source.kind)
+def test_masks_of_weights_are_computed_as_without(source: MaskSource, counters: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = WeightMaskedNetwork(nn.Sequential(nn.Linear(6, 16), nn.ReLU()), torch.zeros(2, 6), source=source)
+    compiled = torch.compile(net, backend="eager")
+    x, y = easy_task((6,), 0)
+    promised: dict[str, Tensor] = {}
+    for number in range(10):
+        task = f"task {number}"
+        net.add_task(task, 3)
+        optimizer = net.protect(torch.optim.SGD(net.task_parameters(task), lr=0.05))
+        net.train()
+        for step in range(10):  # at as many scales
+            net.anneal(progress(step))
+            optimizer.zero_grad()
+            (F.cross_entropy(compiled(x, task), y) + net.regularization()).backward()
+            optimizer.step()
+        net.consolidate(task)
+        with mode(net, False), torch.no_grad():
+            promised[task] = net(x, task)
+            for earlier, kept in promised.items():
+                assert torch.equal(compiled(x, earlier), kept), earlier
+    assert graphs(counters) == 0, "code of masks, which change with every step and task, was compiled"

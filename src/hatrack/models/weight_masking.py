@@ -487,4 +487,4 @@ class WeightMasking(Masking[WeightTask]):
         )
 
 
-keep_compilers_out(WeightMasking.admit_kind)
+keep_compilers_out(WeightMasking.admit_kind, WeightMasking.features_on)
