@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hatrack import Growth, HATNetwork, InputError, UnsupportedError, WeightMaskedNetwork
+from hatrack.masks.calibration import Scorer
 from hatrack.state.turns import Turns
 from hatrack.units import UnitGraph, analyze, are_same
 from support.helpers import NETS, SAMPLES, attach, learn, logits
@@ -316,3 +317,55 @@ def test_a_turn_leaves_no_garbage() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+def with_two_tasks(kind: Any) -> Any:
+    net = attach("mlp") if kind is HATNetwork else attach_weights("pmask")
+    for task in ("a", "b"):
+        net.add_task(task, 3)
+        net.consolidate(task)
+    return net.eval()
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+@pytest.mark.parametrize("question", ["one", "mixed", "features", "inferred"])
+def test_a_task_that_another_thread_unlearns_just_before_the_answer_is_refused(
+    kind: Any, question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = with_two_tasks(kind)
+    x = torch.randn(SAMPLES, *net.example_shape[1:])
+    questions: dict[str, Callable[[], object]] = {
+        "one": lambda: net(x, "a"),
+        "mixed": lambda: net(x, ["a"] + ["b"] * (len(x) - 1)),
+        "features": lambda: net.features(x, "a"),
+        "inferred": lambda: net.infer(x, Scorer.MAX_LOGIT, calibrated=False),
+    }
+    admit = kind.admit
+
+    def admit_and_lose(self: Any, x: Tensor, states: Any) -> None:
+        admit(self, x, states)
+        in_thread(lambda: "a" in net.task_names and net.forget("a")).join(30)
+
+    monkeypatch.setattr(kind, "admit", admit_and_lose)
+    with pytest.raises(InputError, match="'a' was unlearned by another thread"), torch.no_grad():
+        questions[question]()
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_what_is_saved_is_the_network_before_a_change_or_after(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = with_two_tasks(kind)
+    before = net.to_checkpoint()
+    check, unlearners = kind.check, list[threading.Thread]()
+
+    def check_and_begin_to_unlearn(self: Any) -> None:
+        check(self)
+        if not unlearners:
+            unlearners.append(in_thread(lambda: net.forget("a")))
+            unlearners[0].join(0.2)
+
+    monkeypatch.setattr(kind, "check", check_and_begin_to_unlearn)
+    saved = net.to_checkpoint()
+    unlearners[0].join(30)
+    assert net.task_names == ("b",)
+    assert saved.tensors.keys() == before.tensors.keys()
+    assert all(torch.equal(saved.tensors[name], value) for name, value in before.tensors.items())

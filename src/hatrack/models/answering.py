@@ -191,6 +191,7 @@ def ask(
         compute: computes the answer by a masking, for its states of these tasks.
 
     Raises:
+        InputError: another thread has unlearned one of the tasks since the call began.
         GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
     if is_transformed() or not _relies_on_frozen(states):
@@ -199,6 +200,7 @@ def ask(
         return compute(net.masking, states)
     _keep_in_evaluation(net, states)
     with net.turns.asking():
+        _require_present(net, states)
         count = net.protection.hooks.count
         if net.protection.prepare_answer(states):
             answer = compute(net.masking, states)
@@ -212,6 +214,20 @@ def ask(
 
 def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
     return any(state.consolidated for state in states)
+
+
+def _require_present(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
+    """Check that the tasks are there; another thread's turn may have come after they were looked up.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    present = {id(state) for state in net.tasks}
+    for state in states:
+        if id(state) not in present:
+            raise InputError(
+                f"task {state.name!r} was unlearned by another thread while it was asked; ask for it no more"
+            )
 
 
 def _keep_in_evaluation(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
@@ -256,5 +272,11 @@ def _is_inside_transform_alone() -> bool:
 
 start_compilers_inside(ask, features_of, logits_of, logits_of_mixed, joined)
 keep_compilers_out(
-    _keep_in_evaluation, _relies_on_frozen, _ask_copy, _require_finite, is_transformed, _is_inside_transform_alone
+    _keep_in_evaluation,
+    _relies_on_frozen,
+    _require_present,
+    _ask_copy,
+    _require_finite,
+    is_transformed,
+    _is_inside_transform_alone,
 )

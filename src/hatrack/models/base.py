@@ -718,10 +718,11 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         Raises:
             GuaranteeError: protected entries moved since the last task was consolidated.
         """
-        self.masking.require_attached()
-        self.check()
-        self.protection.report_layouts(stacklevel=6)
-        return content_of(self)
+        with self.turns.asking():  # another thread that unlearns a task or widens the network does so before or after
+            self.masking.require_attached()
+            self.check()
+            self.protection.report_layouts(stacklevel=6)
+            return content_of(self)
 
     def _replicate_for_data_parallel(self) -> MaskedNetwork[StateT]:
         """Refuse replicas, which would compute with the original's gates and masks.
