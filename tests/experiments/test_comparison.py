@@ -250,6 +250,19 @@ def test_other_settings_in_one_folder_are_refused() -> None:
         ComparisonPlan.make("split-mnist", ["ewc"], [0]).joined(earlier)
 
 
+@pytest.mark.parametrize("value", ["none", "3"])
+def test_a_setting_that_has_no_value_is_kept_when_runs_are_added(value: str) -> None:
+    earlier = ComparisonPlan.make("demo", ["sgd"], [0], {"epochs": "2"})
+    added = ComparisonPlan.make("demo", ["adahat"], [0], {"epochs": "2", "adahat.embedding_lr_factor": value})
+    assert (
+        added.config("adahat").flat()
+        != ComparisonPlan.make("demo", ["adahat"], [0], {"epochs": "2"}).config("adahat").flat()
+    )
+    whole = added.joined(earlier)
+    assert whole.config("adahat") == added.config("adahat")
+    assert added.joined(whole) == whole
+
+
 def test_tasks_of_ones_own_are_compared_too(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("a,b,answer\n" + "1,2,yes\n3,4,no\n" * 20)
     tasks = tmp_path / "tasks.toml"

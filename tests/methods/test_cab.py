@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from hatrack.errors import InputError
-from hatrack.methods.cab import CABSettings, conceptor, free_space, layer_inputs
-from support.toys import TASKS, learn, make, tasks_for
+from hatrack.methods.cab import CAB, CABSettings, conceptor, free_space, layer_inputs
+from support.toys import TASKS, learn, make, setup, tasks_for
 
 
 def correlation(seed: int, size: int = 6, rows: int = 40, rank: int | None = None) -> torch.Tensor:
@@ -109,6 +111,22 @@ def test_other_layers_are_refused_in_one_line(network: str, kind: str) -> None:
     with pytest.raises(InputError, match=f"cab trains dense layers and plain convolutions only, and {kind}") as caught:
         make("cab", network)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_layer_that_is_trained_in_part_is_refused_and_one_that_is_not_trained_is_left_out(part: str) -> None:
+    given = setup("mlp")
+
+    def build(parts: tuple[str, ...]) -> nn.Module:
+        backbone = given.build_backbone()
+        first = next(module for module in backbone.modules() if isinstance(module, nn.Linear))
+        for name in parts:
+            first.get_parameter(name).requires_grad_(False)
+        return backbone
+
+    with pytest.raises(InputError, match="weight and bias together, and of dense1 one is not"):
+        CAB(replace(given, build_backbone=lambda: build((part,))), CABSettings())
+    CAB(replace(given, build_backbone=lambda: build(("weight", "bias"))), CABSettings())
 
 
 def test_settings_are_checked() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hatrack.errors import CheckpointError, InputError
+from hatrack.functional import Compensation, Conditioning, GateFunction, Regularization
 from hatrack.methods import METHODS, Batch
 from hatrack.methods.independent import Independent
 from hatrack.methods.masked import MaskedMethod
@@ -226,3 +228,25 @@ def test_training_moves_no_other_buffers_than_those_it_keeps_of_the_best_epoch(n
     assert not kept & {
         id(t) for state in [*method.network.tasks][:2] for t in (*state.buffers(), *state.mask_tensors())
     }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"s_max": 50.0},
+        {"hard": False},
+        {"compensation": Compensation.NONE},
+        {"gate_function": GateFunction.ARCTAN},
+        {"regularizer": Regularization.L1},
+        {"gate_inputs": True},
+        {"conditioning": Conditioning.PER_TASK},
+        {"keep": 0.5},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_file_of_hat_with_other_settings_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    make("hat", **settings).save(tmp_path / "net.hat")
+    make("hat", **settings).load(tmp_path / "net.hat")
+    for other in (make("hat"), make("adahat")):
+        with pytest.raises(CheckpointError, match="saved by another method, or with other settings"):
+            other.load(tmp_path / "net.hat")

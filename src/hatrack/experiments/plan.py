@@ -201,7 +201,8 @@ class ComparisonPlan:
     def _beside(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return a method's settings where they differ from the common ones."""
         flat = self.config(method).flat()
-        return {key: flat[key] for key in {**common, **self.overrides(method)} if flat[key] != common.get(key)}
+        keys = {**common, **self.overrides(method)}
+        return {key: flat[key] for key in keys if key not in common or flat[key] != common[key]}
 
 
 def _require_own_folders(methods: Iterable[str]) -> None:

@@ -105,12 +105,17 @@ class CAB(MultiHeadMethod):
         """Return the layers that are trained by their names in the backbone.
 
         Raises:
-            InputError: the backbone has parameters outside of them.
+            InputError: the backbone has parameters outside of them, or a layer of which a part is not to be trained.
         """
         layers: dict[str, nn.Linear | nn.Conv2d] = {}
         for name, module in self.network.backbone.named_modules():
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and _plain(module)):
                 layers[name] = module
+                if len({parameter.requires_grad for parameter in module.parameters(recurse=False)}) > 1:
+                    raise InputError(
+                        "cab projects the gradients of a layer's weight and bias together, and of "
+                        f"{name or 'the backbone'} one is not to be trained; set requires_grad of both alike"
+                    )
             elif next(module.parameters(recurse=False), None) is not None:
                 raise InputError(
                     f"cab trains dense layers and plain convolutions only, and {name or 'the backbone itself'} is a "
@@ -132,7 +137,7 @@ class CAB(MultiHeadMethod):
         for name, layer in self.layers().items():
             parameters = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if len(gradients) < len(parameters):
+            if not gradients:  # of a layer that is not trained
                 continue
             columns = [gradient.reshape(len(gradient), -1) for gradient in gradients]
             projected = torch.cat(columns, dim=1) @ self._free[name]
@@ -143,7 +148,7 @@ class CAB(MultiHeadMethod):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - self._start[name], alpha=self.settings.pull)
 
-    @at_once
+    @at_once()
     @torch.no_grad()
     def end_task(self, task: Task) -> None:
         """Add the correlations of every layer's inputs on the task's samples to those of earlier tasks."""

@@ -30,7 +30,7 @@ class ER(RehearsalMethod):
         new, old = self.logits_of(batch, rows)
         return Loss(F.cross_entropy(torch.cat([new, old]), torch.cat([batch.y, rows["y"]])), new)
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Offer the task's training samples to the memory."""
         x, y = task.train.load()

@@ -66,7 +66,7 @@ class EWC(AnchoredMethod):
         """Return λ/2."""
         return super().scale() / 2
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Measure what the task's weights matter to it, and merge that with earlier tasks."""
         generator = self.setup.generator("fisher", task.name)

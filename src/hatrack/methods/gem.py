@@ -136,7 +136,7 @@ class GEM(MultiHeadMethod):
                 self.network(memory.columns["x"], name)
         return super().loss(batch)
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Remember some of the task's training samples, drawn uniformly, and as many of each earlier task."""
         x, y = task.train.load()

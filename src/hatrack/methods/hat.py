@@ -167,6 +167,7 @@ class HAT(MaskedMethod):
     source = "Serrà et al., ICML 2018"
     settings_type = HATSettings
     capturable = True
+    choices = (*SAME, "conditioning")
     earlier = Earlier(
         {"learned_at": 0.0},
         before=Earlier(

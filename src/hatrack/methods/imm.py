@@ -79,7 +79,7 @@ class IMMMean(AnchoredMethod):
         """Return λ/2."""
         return super().scale() / 2
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Merge the task's weights into those for prediction, and tie the next task to them."""
         shares = self.shares(task)

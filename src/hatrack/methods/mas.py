@@ -43,7 +43,7 @@ class MAS(AnchoredMethod):
     settings_type = MASSettings
     earlier = Earlier({"penalty": Penalty.EXPLICIT})
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Measure the sensitivity of the task's outputs, and add it to that of earlier tasks."""
         self.hold(added(self.importance, output_sensitivity(self.network, task)))

@@ -11,6 +11,7 @@ import torch
 from hatrack.functional import Compensation
 from hatrack.growth.policy import Growth
 from hatrack.masks import ElasticWeights, Embedding, FreeWeights
+from hatrack.methods.at_once import at_once
 from hatrack.methods.base import Batch, Earlier, EpochPlan, Loss, Setup
 from hatrack.methods.importance import Fisher, fisher_diagonal
 from hatrack.methods.late_cost import Onset
@@ -133,6 +134,7 @@ class PMASK(WeightMaskedMethod):
         weights = {name: network.backbone.get_parameter(name) for name in tether.anchors}
         proximal_step(optimizer, weights, tether.anchors, tether.importance, self.settings.ewc / 2)
 
+    @at_once(lambda method: () if method.network.tether is None else method.network.tether.buffers())
     def end_task(self, task: Task) -> None:
         """Consolidate the task; with ``ewc``, measure under its mask what its weights matter to it."""
         super().end_task(task)

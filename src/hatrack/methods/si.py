@@ -121,7 +121,7 @@ class SI(AnchoredMethod):
             self.path[name].sub_(gradient * (parameters[name] - before))
         self._before = {}
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Turn the path into importance, and add it to that of earlier tasks."""
         moved = {name: value - self._start[name] for name, value in self.copy_of_shared().items()}

@@ -320,7 +320,7 @@ class DWA(MultiHeadMethod):
         """Clip the gradient."""
         nn.utils.clip_grad_norm_(self.trained_parameters(), self.settings.gradient_norm)
 
-    @at_once
+    @at_once()
     def end_task(self, task: Task) -> None:
         """Remember the task's positive anchor, and merge what its masked weights matter to it into the mean."""
         settings, tasks = self.settings, len(self.network.task_names)
