@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
@@ -67,7 +68,7 @@ def main() -> None:
     }
     print(json.dumps(record))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

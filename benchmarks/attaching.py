@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
@@ -183,7 +184,7 @@ def main() -> None:
             "most_memory": MOST_MEMORY,
             "cases": results,
         }
-        arguments.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack.experiments import Comparison, ComparisonPlan, JobDone, JobFailed, LocalExecutor, compare, jobs_of
 from hatrack.experiments.tuning import Candidate, GridSearch, best, outcomes, tune
@@ -128,7 +129,7 @@ def main() -> None:
             "methods": rows,
             "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
         }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack import HATSettings, MaskSchedule
 from hatrack.backbones import MLP, build_reproducibly
@@ -139,7 +139,7 @@ def write(path: Path | None, settings: DetectorSettings, runs: list[dict[str, An
         "runs": runs,
     }
     if path is not None:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_record(path, result, indent=2)
 
 
 def main() -> None:

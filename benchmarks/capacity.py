@@ -20,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import command, write_record
 
 from hatrack.experiments import RunRequest, TaskLearned, prepare, run
 from hatrack.support.environment import describe_environment
+
+TASKS = 30
+"""Tasks of the recorded runs."""
 
 SETTINGS = {"hidden": (100, 100), "limit": 2000, "epochs": 15, "s_max": 200.0, "c": 0.5}
 
@@ -80,22 +84,25 @@ def follow(method: str, settings: dict[str, Any], tasks: int, seed: int, data: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--tasks", type=int, default=30)
+    parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/capacity.json"))
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": {}}
-    content["command"] = "python benchmarks/capacity.py"
+    known = arguments.out is not None and arguments.out.exists()
+    content = json.loads(arguments.out.read_text()) if known else {"runs": {}}
     for way, seed in itertools.product(arguments.ways, arguments.seeds):
         name = f"{way}, seed {seed}" if seed else way
+        name = name if arguments.tasks == TASKS else f"{name}, {arguments.tasks} tasks"
         print(name)
         method, settings = WAYS[way]
         found = follow(method, settings, arguments.tasks, seed, arguments.data)
+        found["command"] = command()
         found["environment"] = describe_environment(torch.device("cpu"))
         content["runs"][name] = found
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+        if arguments.out is not None:
+            write_record(arguments.out, content)
         size = found["capacity"][-1]["parameters"]
         print(f"  on average {found['average_at_end']:.2%}, {size} parameters, {found['seconds']} s")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack import keep_freed_memory
 from hatrack.experiments import RunRequest, RunResult, measure_sizes, prepare, read_result, run
@@ -98,7 +99,7 @@ def main() -> None:
         report["results"][name] = {"spread": spread(runs), "runs": runs}
         print(name, json.dumps(spread(runs)), flush=True)
         if arguments.out is not None:
-            arguments.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_record(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from coverage_models import FAMILIES, Model, all_models
+from recording import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
@@ -281,7 +282,7 @@ def main() -> None:
         print(table_of(summaries))
     if options.out:
         content = {"environment": describe_environment(), "families": summaries, "models": list(results.values())}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        write_record(options.out, content)
 
 
 def is_good(row: dict[str, Any]) -> bool:

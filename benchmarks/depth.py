@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -152,7 +152,7 @@ def main() -> None:
             "results": rows,
             "environment": describe_environment(),
         }
-        options.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_record(options.out, record, indent=2)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 
 from hatrack import HATNetwork
@@ -135,7 +136,7 @@ def main() -> None:
             print(case.name, json.dumps(results[case.name], default=str))
     if arguments.out is not None:
         record = {"environment": describe_environment(), "threads": 1, "batch": 2, "cases": results}
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

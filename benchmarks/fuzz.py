@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from recording import write_record
+
 TESTS = Path(__file__).parents[1] / "tests"
 SECONDS_PER_FILE = 20
 MEGABYTES = 4096
@@ -51,7 +53,7 @@ def main() -> int:
         results[name] = supervised(name, options.seconds, corpus)
         print(name, json.dumps(results[name]), flush=True)
         if options.json is not None:
-            options.json.write_text(json.dumps(results, indent=2) + "\n")
+            write_record(options.json, results, indent=2)
     return int(any(result["found"] for result in results.values()))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import command, write_record
 from step_time import at_third_task, plain_step
 from torch import Tensor, nn
 
@@ -354,8 +354,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all of it")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="try everything with small sizes")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
+    parser.add_argument(
+        "--out", type=Path, help="record; benchmarks/results/gpu.json for all of it on a GPU, else none"
+    )
     arguments = parser.parse_args()
+    is_whole = arguments.device == "cuda" and not arguments.small
+    out: Path | None = arguments.out or (HERE / "results" / "gpu.json" if is_whole else None)
     start = time.monotonic()
     keep_freed_memory()
     torch.set_num_threads(1)  # of a CPU, which hands a GPU its work, or is tried itself
@@ -363,7 +367,7 @@ def main() -> None:
     size = SMALL if arguments.small else Size()
     until = start + 60 * arguments.minutes
     record: dict[str, Any] = {
-        "command": f"python benchmarks/gpu.py --data DATA --minutes {arguments.minutes:g}",
+        "command": command(),
         "minutes": arguments.minutes,
         "environment": describe_environment(device),
     }
@@ -379,12 +383,14 @@ def main() -> None:
         for what, value in section(end):
             found[what] = value
             print(name, what, value, flush=True)
-            arguments.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if out is not None:
+                write_record(out, record)
             if time.monotonic() >= end:
                 record.setdefault("stopped_for_want_of_time", []).append(f"{name}, after {what}")
                 break
     record["seconds"] = round(time.monotonic() - start, 1)
-    arguments.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if out is not None:
+        write_record(out, record)
 
 
 if __name__ == "__main__":

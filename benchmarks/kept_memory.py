@@ -9,7 +9,6 @@ the system, since other work on the machine lengthens every other clock.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import command, write_record
 
 from hatrack.support.environment import describe_environment
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "kept_memory.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
     for name, (experiment, *settings) in RUNS.items():
@@ -83,12 +83,13 @@ def main() -> None:
         }
         print(name, found[name], flush=True)
     record = {
-        "command": "python benchmarks/kept_memory.py --data DATA",
+        "command": command(),
         "repetitions": arguments.repetitions,
         "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
         "runs": found,
     }
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if arguments.out is not None:
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

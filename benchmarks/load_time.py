@@ -8,12 +8,13 @@ The first time, pictures are decoded into a cache made for this purpose; idx fil
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+from recording import write_record
 
 from hatrack.data import load_dataset
 from hatrack.support.environment import describe_environment
@@ -44,7 +45,7 @@ def main() -> None:
             print(f"{name}: first {first['wall']:.2f} s, then {then}")
     if arguments.out:
         report = {"load_average": os.getloadavg()[0], "environment": describe_environment(), "seconds": results}
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        write_record(arguments.out, report, indent=2)
 
 
 if __name__ == "__main__":

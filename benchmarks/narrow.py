@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 
 from hatrack import HATSettings, Learner
@@ -126,7 +127,7 @@ def main() -> None:
         "environment": describe_environment(),
         "rows": rows,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.out, record)
 
 
 def seeds_of(text: str) -> list[int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import lzma
 import time
 import zlib
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, features
+from recording import write_record
 from torch import Tensor
 
 from hatrack.data import first_in_turns, load_dataset
@@ -82,7 +82,7 @@ def main() -> None:
         )
     if arguments.out:
         about = {"limit": arguments.limit, "webp": features.version("webp"), "environment": describe_environment()}
-        arguments.out.write_text(json.dumps({**about, "data_sets": results}, indent=2) + "\n")
+        write_record(arguments.out, {**about, "data_sets": results}, indent=2)
 
 
 if __name__ == "__main__":

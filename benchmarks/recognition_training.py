@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from torch import Tensor
 
 from hatrack import Scorer, keep_freed_memory
@@ -168,7 +169,7 @@ def main() -> None:
             "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
             "rows": sorted(rows, key=lambda row: (row["seed"], list(RUNS).index(row["run"]))),
         }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack.experiments import RunRequest, prepare, run
 from hatrack.experiments.results import RunResult
@@ -144,7 +145,7 @@ def main() -> None:
             "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
             "settings": {key: rows[key] for key in SETTINGS if key in rows},
         }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack.experiments import RunRequest, RunResult, prepare, run
 from hatrack.experiments.statistics import spread
@@ -73,7 +74,7 @@ def main() -> None:
         "environment": describe_environment(),
         "rows": rows,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

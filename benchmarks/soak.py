@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recording import write_record
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,6 +47,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.tasks < 2 * EVERY:
+        parser.error(f"--tasks: at least {2 * EVERY}, since growth is measured between a tenth task and a later one")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "task .* has switched off")  # the network is full after some tens of tasks
     if options.tiny:
@@ -57,7 +60,7 @@ def main() -> None:
         earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
         name = f"tiny network, {options.tasks} tasks" if options.tiny else f"permuted digits, {options.method}"
         report["environment"] = describe_environment()
-        options.out.write_text(json.dumps({**earlier, name: report}, indent=1) + "\n")
+        write_record(options.out, {**earlier, name: report})
 
 
 def permuted_digits(tasks: int, data: Path | None, folder: Path) -> Path:

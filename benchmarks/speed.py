@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 from step_time import BATCH, at_third_task, hat_step, plain_step
 from torch import Tensor, nn
 
@@ -474,7 +475,7 @@ def main() -> None:
             "results": found,
             "environment": describe_environment(),
         }
-        options.out.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+        write_record(options.out, known, indent=2)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python benchmarks/step_time.py [--repetitions 60] [--only MLP] [--out benchmarks
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from recording import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,7 +125,7 @@ def main() -> None:
             "load": round(os.getloadavg()[0], 1),
             "environment": describe_environment(),
         }
-        options.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_record(options.out, record, indent=2)
 
 
 if __name__ == "__main__":

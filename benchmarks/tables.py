@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import write_record
 
 from hatrack import keep_freed_memory
 from hatrack.errors import InputError
@@ -246,7 +247,7 @@ def main() -> None:
                 "environment": {**describe_environment(torch.device("cpu")), "threads": 1},
                 "runs": with_ratios([*(run for run in record["runs"] if key_of(run) != row.key), made]),
             }
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_record(path, record)
 
 
 if __name__ == "__main__":

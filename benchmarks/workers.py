@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from recording import write_record
+
 from hatrack.support.environment import describe_environment
 
 COMMAND = "compare split-fashion-mnist --methods sgd,hat,lwf --limit 4000 --epochs 4 --set hidden=400,400"
@@ -74,7 +76,7 @@ def main() -> None:
     }
     print(json.dumps(record, indent=2))
     if options.out:
-        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(options.out, record, indent=2)
 
 
 if __name__ == "__main__":

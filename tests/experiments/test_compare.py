@@ -227,6 +227,11 @@ def test_searching_settings(tmp_path: Path) -> None:
 
     assert list(tune(search, tmp_path, jobs, LocalExecutor(1))) == [], "finished runs are not made again"
     assert json.loads((tmp_path / "tuning.json").read_text()) == record
+    larger = GridSearch.make("demo", "sgd", 0, settings, {"lr": ["0.1", "1e-30", "0.2"]})
+    stopped = tune(larger, tmp_path, larger.jobs(tmp_path), LocalExecutor(1))
+    next(stopped)
+    stopped.close()  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "tuning.json").read_text())["best"] == {"lr": 0.1}, "what was found is not forgotten"
     with pytest.raises(InputError, match=r"another search: seed \(0 there, 1 now\)"):
         list(tune(GridSearch.make("demo", "sgd", 1, settings, {"lr": ["1"]}), tmp_path, jobs, LocalExecutor(1)))
 

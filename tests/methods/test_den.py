@@ -387,6 +387,14 @@ def test_what_a_task_did_is_kept_in_its_file(tmp_path: Path) -> None:
     assert sum(method.changes["second"].added) > 0
 
 
+def test_a_task_in_training_is_not_saved(tmp_path: Path) -> None:
+    method = make("den")
+    method.begin_task(TASKS[0])
+    with pytest.raises(InputError, match="task 'first' is in training and has no time stamp yet; end it"):
+        method.save(tmp_path / "net.hat")
+    assert not (tmp_path / "net.hat").exists()
+
+
 def test_a_widened_network_goes_on_after_loading_as_if_nothing_had_happened(tmp_path: Path) -> None:
     straight, before, after = (make("den") for _ in range(3))
     schedule: dict[str, Any] = {"epochs": 4, "batch_size": 80, **ADAM}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from hatrack.methods.hat import (
     MaskSchedule,
 )
 from hatrack.methods.late_cost import Fall
+from hatrack.objectives import Classification
 from hatrack.train import BatchDone, EpochDone, Training, TrainingSettings
 from support.toys import make, setup, tasks
 
@@ -323,3 +325,12 @@ def test_the_loss_that_counts_is_that_of_answers_alone() -> None:
     assert len(noted) == len(shown) == 6
     assert noted == pytest.approx([noted[0]] * 6, abs=0.05), "the same weights, but for dropout"
     assert max(shown) > noted[0] + 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_samples_that_do_not_say_what_they_are_begin_at_the_loss_of_guessing(classes: int) -> None:
+    y = torch.arange(3 * classes) % classes
+    objective = Classification(tuple(map(str, range(classes))))
+    samples = Batch(torch.randn(len(y), 4), y, ("a",), torch.zeros_like(y), 0.0)
+    said = Fall.before(replace(samples, objectives=(objective,)), classes)
+    assert Fall.before(samples, classes).highest == pytest.approx(said.highest)

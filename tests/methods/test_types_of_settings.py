@@ -59,7 +59,7 @@ def test_a_network_takes_no_text_for_a_member(name: str) -> None:
     ],
 )
 def test_numbers_are_numbers(kind: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="must be a number"):
+    with pytest.raises(InputError, match=r"must be a (whole )?number"):
         kind(**wrong)
 
 
@@ -74,6 +74,27 @@ def numbers(kind: Any) -> Iterator[str]:
 def test_a_method_takes_no_text_for_a_number(method: str, name: str) -> None:
     with pytest.raises(InputError, match=name):
         make(method, "conv", **{name: "0.5"})
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, name) for m in METHODS for name in numbers(METHODS[m].settings_type)])
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), float("-inf")])
+def test_a_method_takes_no_number_that_nothing_can_be_meant_by(method: str, name: str, wrong: float) -> None:
+    with pytest.raises(InputError, match=name):
+        make(method, "conv", **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in (TrainingSettings, *(method.settings_type for method in METHODS.values()))
+        for name, hint in typing.get_type_hints(kind).items()
+        if hint is int
+    ],
+)
+def test_what_is_counted_is_a_whole_number(kind: Any, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} must be a whole number, not \d+\.5"):
+        require_types(dataclasses.replace(kind(), **{name: getattr(kind(), name) + 0.5}))
 
 
 def test_types_that_are_known_within_a_function_alone_are_not_looked_at() -> None:

@@ -87,11 +87,15 @@ def _outcome(handle: Any, job: Job, engine: str) -> JobEvent:
     try:
         outcome = decode(job, handle.result())
     except Exception as error:  # whatever became of it: out of time, out of memory, a broken machine
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return JobFailed(job, f"{engine} could not carry it out: {reason}")
+        return JobFailed(job, f"{engine} could not carry it out: {_in_short(error)}")
     if isinstance(outcome, JobDone) and job.share_on_disk() < 1.0:
         return JobFailed(job, f"it finished elsewhere, but {job.folder} is not there; use a shared folder")
     return outcome
+
+
+def _in_short(error: Exception) -> str:
+    """Return the first line of what an error says, or what kind of error it is where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def optional_module(name: str, extra: str) -> Any:
@@ -140,6 +144,8 @@ class Child:
             self._process.stdin.write(job.to_json() + "\n")
             self._process.stdin.flush()
             for line in self._process.stdout:
+                if not line.endswith("\n"):  # it died while it wrote
+                    break
                 event = decode(job, line)
                 yield event
                 if not isinstance(event, JobAdvanced):
@@ -161,7 +167,8 @@ class Child:
 
     def _epitaph(self, code: int) -> str:
         if code < 0:
-            name = signal.Signals(-code).name
+            known = {each.value: each.name for each in signal.Signals}
+            name = known.get(-code, f"signal {-code}")
             return f"its process was killed ({name}); if memory was short, try fewer at a time (`workers=1`)"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -290,8 +297,7 @@ class DaskExecutor:
         try:
             client = distributed.Client(self.scheduler, timeout=self.patience, set_as_default=False)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"no Dask scheduler answers at {self.scheduler} ({reason})") from error
+            raise InputError(f"no Dask scheduler answers at {self.scheduler} ({_in_short(error)})") from error
         with client:
             seen = stamps(jobs)
             waiting = [(client.submit(run_in_child, job.to_json(), pure=False), job) for job in jobs]
@@ -336,7 +342,7 @@ class SlurmExecutor:
             with engine.batch():
                 submitted = [engine.submit(run_in_child, job.to_json()) for job in jobs]
         except (RuntimeError, NameError, ValueError, TypeError, OSError) as error:
-            raise InputError(f"Slurm does not take the jobs: {str(error).splitlines()[0]}") from error
+            raise InputError(f"Slurm does not take the jobs: {_in_short(error)}") from error
         waiting = list(zip(submitted, jobs, strict=True))
         try:
             yield from follow(waiting, seen, "Slurm", self.pause)

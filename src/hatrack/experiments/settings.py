@@ -14,7 +14,7 @@ from hatrack.methods import METHODS
 from hatrack.objectives import ClassWeights, MetricName, TargetKind
 from hatrack.streams import CellFormat, DecimalMark, EvaluationPart, TargetChoice
 from hatrack.support.names import unknown_name
-from hatrack.support.ranges import require_nonnegative, require_range
+from hatrack.support.ranges import require_range, require_usual
 from hatrack.support.values import as_json, parse_value, types_of
 from hatrack.train import TrainingSettings
 
@@ -332,17 +332,6 @@ def read_settings(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT
 
 
 def _checked(part: SettingsT, read: Mapping[str, Any]) -> SettingsT:
-    """Return settings that their own ranges let pass, unless a number that was read is negative: none of ours may be.
-
-    A class of a person's own says itself which numbers its settings may be.
-    """
-    kind = type(part)
-    numbers = (key for key, value in read.items() if isinstance(value, (int, float)) and not isinstance(value, bool))
-    require_nonnegative(part, *(key for key in numbers if _is_ours(kind, key)))
+    """Return settings that their own ranges let pass, and whose numbers that were read are usual ones."""
+    require_usual(part, read)
     return part
-
-
-def _is_ours(kind: type, key: str) -> bool:
-    """Return whether a class of hatrack, or none, is the last to define a setting of a data class."""
-    owners = (each.__module__ for each in kind.__mro__ if key in vars(each).get("__annotations__", {}))
-    return next(owners, "hatrack").partition(".")[0] == "hatrack"

@@ -200,7 +200,7 @@ def tune(search: GridSearch, folder: Path, jobs: Sequence[Job], executor: Execut
     """
     with locked(folder, _PATIENCE):
         _require_same(search, folder)
-        _write(search, folder, ())
+        _write(search, folder, outcomes(search, jobs))  # of an earlier, smaller grid, should this one be stopped
         yield from execute_recorded(jobs, executor)
         _write(search, folder, outcomes(search, jobs))
 

@@ -26,7 +26,7 @@ from hatrack.support.heads import linear_head
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import PLAIN, Interface
 from hatrack.support.modes import evaluation_mode
-from hatrack.support.ranges import require_types
+from hatrack.support.ranges import require_types, require_usual
 
 __all__ = [
     "Batch",
@@ -313,6 +313,7 @@ class Method(abc.ABC):
             )
         if is_dataclass(settings):
             require_types(settings)
+            require_usual(settings)
         self.setup = setup
         self.settings = settings
 

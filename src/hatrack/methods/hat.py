@@ -84,9 +84,9 @@ class HATSettings(TurningSettings):
 
     Attributes:
         schedule: of the mask. settled: a task begins with all units, c rises from 0 between 20 and 60 % of the epochs
-            (at the latest between the 10th and the 25th), and from 4 epochs on the last 15 % of them train the weights
-            under the final mask. paper: a task begins with half of its units, and its mask moves to the last step;
-            deep networks often learn nothing with it.
+            (at the latest between the 10th and the 25th; between 24 and 71 % of one to three), and from 4 epochs on the
+            last 15 % of them train the weights under the final mask. paper: a task begins with half of its units, and
+            its mask moves to the last step; deep networks often learn nothing with it.
         s_max: largest scale of the gates; 25 to 800 work.
         c: weight of the regulariser, how compact a task has to be; 0.1 to 2.5 work. None is 0.75 with the paper's
             schedule. With the settled one it is 2 under Adam with ``embedding_lr_factor`` None, and else as much, 0.75
@@ -110,7 +110,7 @@ class HATSettings(TurningSettings):
             units again that earlier tasks use.
         embedding: what embeddings start as: normal, N(0, 1), or uniform, U(embedding_low, embedding_high); none leaves
             it to the schedule.
-        embedding_low: from 0 on every unit starts on; 0 and 2 are the paper's choice to compress a single task.
+        embedding_low: at least 0, so that every unit starts on; 0 and 2 are the paper's choice to compress a task.
         embedding_high: at most 6.
         embedding_lr_factor: how much faster embeddings learn than weights; 10 to 50 without compensation (the paper,
             appendix D). None is 1 with SGD. With Adam it is as much, 1 to 50, as lets embeddings cross half of their
@@ -244,7 +244,8 @@ class HAT(MaskedMethod):
             if self.settings.c is None and self.pace is not None:
                 self._whole = self._strength_for(self.pace, onset.middle, epochs, total)
             if epoch == 1 and self._learned_at and not (self.turns or self.contrastive):
-                self._fall = Fall.before(samples)
+                state = self.network.tasks.require_training("begin_epoch")
+                self._fall = Fall.before(samples, state.num_classes)
             fallen = 1.0 if self._fall is None else min(self._fall.share / self._learned_at, 1.0)
             self._strength = self._whole * onset.share(epoch) * max(fallen, onset.share_at_least(epoch, epochs))
         return super().begin_epoch(epoch, epochs, samples)

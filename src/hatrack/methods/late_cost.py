@@ -70,12 +70,17 @@ class Fall(NamedTuple):
     least: float = math.inf
 
     @classmethod
-    def before(cls, samples: Batch) -> Fall:
+    def before(cls, samples: Batch, num_classes: int | None) -> Fall:
         """Return the state before the first epoch.
 
         Args:
             samples: all training samples of one task.
+            num_classes: number of its classes, for samples that do not say what their targets mean; None with a head of
+                one's own, whose samples say it.
         """
+        if not samples.objectives:
+            assert num_classes is not None
+            return cls(math.log(num_classes))
         (objective,) = samples.objectives
         return cls(
             float(objective.loss(torch.zeros(len(samples), objective.outputs, device=samples.y.device), samples.y))

@@ -26,6 +26,7 @@ from hatrack.models.weight_masked import WeightMaskedNetwork
 from hatrack.protection.capacity import Capacity
 from hatrack.streams import Task
 from hatrack.support.inputs import Inputs
+from hatrack.support.ranges import require_nonnegative, require_range
 
 __all__ = ["MaskedMethod", "Room", "WeightMaskedMethod", "growth_of"]
 
@@ -56,6 +57,9 @@ def growth_of(settings: Any) -> Growth | None:
     Raises:
         InputError: threshold or share are no shares, whether they are used or not.
     """
+    require_range(settings, "growth_threshold", least=0, most=1)  # here, by the names that these have in the settings
+    require_range(settings, "growth_share", above=0)
+    require_nonnegative(settings, "growth_share")
     growth = Growth(settings.growth_threshold, settings.growth_share)
     return growth if settings.capacity is Room.GROW else None
 

@@ -8,7 +8,7 @@ import functools
 import math
 import numbers
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType, UnionType
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hatrack.errors import InputError
 
-__all__ = ["require_above_zero", "require_nonnegative", "require_range", "require_types"]
+__all__ = ["require_above_zero", "require_nonnegative", "require_range", "require_types", "require_usual"]
 
 
 def require_types(settings: Any) -> None:
@@ -58,14 +58,14 @@ def _classes_in(hint: Any) -> tuple[Any, ...]:
 
 def _is_a(value: Any, kind: type) -> bool:
     if kind in (int, float):
-        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
 def _in_words(kind: type) -> str:
     if issubclass(kind, enum.Enum):
         return f"a {kind.__name__} ({', '.join(f'{kind.__name__}.{name}' for name in kind.__members__)})"
-    words = {bool: "True or False", int: "a number", float: "a number", str: "a text", type(None): "None"}
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
     return words.get(kind, f"a {kind.__name__}")
 
 
@@ -116,6 +116,31 @@ def require_nonnegative(settings: Any, *keys: str) -> None:
         _require_number(key, value)
         if not 0 <= value < math.inf:
             raise InputError(f"{key} must be a finite number, 0 or more, not {value}")
+
+
+def require_usual(settings: Any, keys: Iterable[str] | None = None) -> None:
+    """Refuse numbers among the settings of a data class that are negative, infinite or no number.
+
+    None of hatrack's settings may be; a class of a person's own says itself which numbers its settings may be.
+
+    Args:
+        settings: instance of a data class.
+        keys: names of the settings to look at; all of them if left out.
+
+    Raises:
+        InputError: a setting is such a number; the message names it.
+    """
+    kind = type(settings)
+    keys = [field.name for field in dataclasses.fields(kind)] if keys is None else keys
+    require_nonnegative(
+        settings, *(key for key in keys if _is_a(getattr(settings, key), float) and _is_ours(kind, key))
+    )
+
+
+def _is_ours(kind: type, key: str) -> bool:
+    """Return whether a class of hatrack, or none, is the last to define a setting of a data class."""
+    owners = (each.__module__ for each in kind.__mro__ if key in vars(each).get("__annotations__", {}))
+    return next(owners, "hatrack").partition(".")[0] == "hatrack"
 
 
 def _require_number(key: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hatrack.errors import InputError
 from hatrack.methods.base import Batch, Loss, Schedule, Setup, joined
 from hatrack.methods.den.layers import (
     DenseLayer,
@@ -215,7 +216,14 @@ class DEN(StoredMethod):
         self._before, self._free, self._kept, self._anchor, self._is_old = (), None, (), {}, {}
 
     def stored_tasks(self) -> Sequence[Sequence[Any]]:
-        """Return name, number of classes, time stamp and changes of every task."""
+        """Return name, number of classes, time stamp and changes of every task.
+
+        Raises:
+            InputError: a task is in training, whose changes are not known yet.
+        """
+        unstamped = [name for name in self.network.widths if name not in self.changes]
+        if unstamped:
+            raise InputError(f"task {unstamped[0]!r} is in training and has no time stamp yet; end it before saving")
         stored = []
         for name, widths in self.network.widths.items():
             changes = self.changes[name]
