@@ -1,6 +1,6 @@
 """Speed of a comparison with several workers against that with one.
 
-python benchmarks/workers.py [--workers 2] [--seeds 0-3] [--repetitions 2] [--data DIR] [--out FILE]
+python benchmarks/workers.py [--workers 2] [--seeds 0,1] [--repetitions 2] [--data DIR] [--out FILE]
 
 The same comparison takes turns with one worker and with more, each in a folder of its own: three methods and the two
 that every comparison has, on split Fashion-MNIST with 2x400 units and 4,000 samples a task. Seconds are of

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # at run time, see _PLACES
     from hatrack.learning.learner import Learner
     from hatrack.learning.predictions import LabelPrediction, NumberPrediction, Prediction
     from hatrack.masks.calibration import Scorer
-    from hatrack.methods.hat import HATSettings, MaskSchedule
+    from hatrack.methods.hat import HATSettings, InitialEmbedding, MaskSchedule
     from hatrack.models.forgetting import Forgotten
     from hatrack.models.hat import HATNetwork
     from hatrack.models.loading import forget_in_files, load
@@ -74,6 +74,7 @@ __all__ = [
     "HatrackError",
     "IncrementalAccuracy",
     "Inferred",
+    "InitialEmbedding",
     "InputError",
     "LabelPrediction",
     "Learner",
@@ -110,7 +111,7 @@ _PLACES = {
     "learning.learner": ("Learner",),
     "learning.predictions": ("LabelPrediction", "NumberPrediction", "Prediction"),
     "masks.calibration": ("Scorer",),
-    "methods.hat": ("HATSettings", "MaskSchedule"),
+    "methods.hat": ("HATSettings", "InitialEmbedding", "MaskSchedule"),
     "models.forgetting": ("Forgotten",),
     "models.hat": ("HATNetwork",),
     "models.loading": ("forget_in_files", "load"),

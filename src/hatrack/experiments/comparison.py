@@ -323,7 +323,8 @@ def compare(
         What happens. Closing the generator stops the workers; finished tasks are kept.
 
     Raises:
-        InputError: the folder holds something else, or runs with other settings, or is in use.
+        InputError: the folder holds something else, or runs with other settings, or is in use; or the executor does not
+            take the jobs.
         CheckpointError: the folder's plan is damaged.
     """
     require_alone(folder, PLAN)

@@ -292,7 +292,11 @@ class DaskExecutor:
     pause: float = 1.0
 
     def execute(self, jobs: Sequence[Job]) -> Generator[JobEvent, None, None]:
-        """Carry out jobs; closing the generator takes back those that have not begun, the others go on to their end."""
+        """Carry out jobs; closing the generator takes back those that have not begun, the others go on to their end.
+
+        Raises:
+            InputError: distributed is not installed, or no scheduler answers.
+        """
         distributed = optional_module("distributed", "dask")
         try:
             client = distributed.Client(self.scheduler, timeout=self.patience, set_as_default=False)

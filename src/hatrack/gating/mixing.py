@@ -38,7 +38,11 @@ class MixedNorm(nn.Module):
         self._norms, self._task_of = list(norms), task_of
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise a batch ``(N, C, ...)``; the result has its shape."""
+        """Normalise a batch ``(N, C, ...)``; the result has its shape.
+
+        Raises:
+            ValueError: there are not as many samples as tasks of samples.
+        """
         first: Any = self._norms[0]
         if len(x) != len(self._task_of):
             raise ValueError("the first axis does not count samples")

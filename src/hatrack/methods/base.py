@@ -98,7 +98,10 @@ class Setup:
         return linear_head(features, num_classes, self.generator("head", task))
 
     def features_of(self, backbone: nn.Module) -> int:
-        """Return how many features a backbone on the CPU maps a sample to; its mode stays as it is."""
+        """Return how many features a backbone on the CPU maps a sample to; its mode stays as it is.
+
+        The samples are one tensor, as :attr:`is_plain` says; nested ones have no shape to try it with.
+        """
         with torch.no_grad(), evaluation_mode(backbone):
             features: int = backbone(torch.zeros(1, *self.input_shape)).shape[1]
         return features
@@ -377,18 +380,45 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at."""
+        """Return the loss of a batch, in the mode that :meth:`train_mode` set; also what validation looks at.
+
+        Args:
+            batch: samples of the task in training, or of those of :meth:`training_tasks`.
+
+        Returns:
+            The loss, a scalar with a graph, beside the logits ``(N, most outputs)`` and what was added to their loss.
+        """
 
     def end_task(self, task: Task) -> None:  # noqa: B027 - some methods are done then
         """Do what follows training: consolidate, measure importance, merge.
 
         It is called again if an error cut it off. Masked methods do then what is left, and those that add up importance
         or fill a memory begin anew (:func:`hatrack.methods.at_once.at_once`).
+
+        Args:
+            task: the task that was begun last; its training samples may be looked at.
+
+        Raises:
+            GuaranteeError: what earlier tasks rely on has moved since, of methods that promise that it does not.
         """
 
     @abc.abstractmethod
     def predict(self, x: Inputs, task: str) -> Tensor:
-        """Return logits ``(N, classes)`` of samples ``(N, *input_shape)`` for a learned task, in evaluation mode."""
+        """Return logits of samples for a learned task, in evaluation mode.
+
+        Of a task in training most methods answer with what it has learned so far; those that make its network at the
+        end of the task, as IMM does, refuse.
+
+        Args:
+            x: samples ``(N, *input_shape)``.
+            task: name of the task.
+
+        Returns:
+            ``(N, classes)``, or ``(N, outputs)`` of a task of another kind.
+
+        Raises:
+            InputError: there is no such task.
+        """
 
     @abc.abstractmethod
     def trained_modules(self) -> Sequence[nn.Module]:

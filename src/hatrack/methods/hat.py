@@ -24,7 +24,7 @@ from hatrack.protection.conditioning import Fading, UnitConditioning
 from hatrack.streams import Task
 from hatrack.support.ranges import require_nonnegative, require_range
 
-__all__ = ["HAT", "HATSettings", "MaskSchedule", "Room"]
+__all__ = ["HAT", "HATSettings", "InitialEmbedding", "MaskSchedule", "Room"]
 
 SETTLED_SHARE = 0.15
 """Share of the epochs that train under the final mask there."""

@@ -122,7 +122,7 @@ def _mean_over_samples(
     # Heads are not differentiated, so no graph is kept for them. Fused attention has no rule for many samples at once.
     with evaluation_mode(network), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         dense = dense_layers(network, task, parameters, x[:2], y[:2], objective, magnitude)
-        left = {name: value for name, value in parameters.items() if name not in dense.names}
+        left = {name: value for name, value in parameters.items() if name not in dense.parameter_names}
         if dense.layers:
             for samples, labels in chunks(network, x, y, dense.chunk):
                 dense.add(total, network, task, samples, labels, objective, magnitude)

@@ -227,7 +227,12 @@ class AnchoredMethod(MultiHeadMethod):
         return strength
 
     def hold(self, importance: Mapping[str, Tensor] | None = None) -> None:
-        """Tie the weights to what they are now, from the next task on."""
+        """Anchor the weights where they are now: from the next task on it costs something to move them.
+
+        Args:
+            importance: how much every entry matters, none negative, by the names of the parameters in the backbone; all
+                alike if left out.
+        """
         self.anchor = self.copy_of_shared()
         self.importance = dict(importance or {})
 

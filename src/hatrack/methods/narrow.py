@@ -68,7 +68,7 @@ def matching_share(count: Callable[[float], int], target: int) -> float:
     Returns:
         The share, 1 if that is not enough; of two neighbouring numbers of units the one that comes nearer.
     """
-    low, high = 0.0, 1.0
+    low = 0.0
     # Small copies are made fast: come from below, doubling, and halve the interval afterwards.
     share = 1 / 64
     while share < 1.0 and count(share) < target:

@@ -32,7 +32,7 @@ from hatrack.streams import Task, derive_seed
 from hatrack.support.names import look_up
 from hatrack.support.ranges import require_range
 
-__all__ = ["PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
+__all__ = ["GenerationSchedule", "PathNet", "PathNetSettings", "growth", "mutated", "random_genes"]
 
 INDIVIDUALS = 2
 

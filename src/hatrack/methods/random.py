@@ -49,7 +49,11 @@ class Random(Method):
         self._objectives.pop(task, None)
 
     def loss(self, batch: Batch) -> Loss:
-        """Refuse: there is nothing to train."""
+        """Refuse: there is nothing to train.
+
+        Raises:
+            TypeError: always.
+        """
         raise TypeError("random guessing has nothing to train")
 
     def predict(self, x: Tensor, task: str) -> Tensor:

@@ -43,9 +43,9 @@ class DenseLayers:
     chunk: int = DENSE_CHUNK
 
     @property
-    def names(self) -> Mapping[str, nn.Linear]:
-        """The layers by the names of their parameters."""
-        return {f"{name}.{own}": layer for name, layer in self.layers.items() for own, _ in layer.named_parameters()}
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the layers' parameters in the backbone."""
+        return tuple(f"{name}.{own}" for name, layer in self.layers.items() for own, _ in layer.named_parameters())
 
     def calls(self, network: Network, task: str, x: Tensor) -> tuple[Tensor, Mapping[str, list[tuple[Tensor, Tensor]]]]:
         """Return logits with a graph, and what every call of a layer was given and gave."""
@@ -147,14 +147,18 @@ def dense_layers(
     dense = DenseLayers(layers)
     if not layers:
         return none
-    mine = {name: parameters[name] for name in dense.names}
+    mine = {name: parameters[name] for name in dense.parameter_names}
     products, gradients = ({name: torch.zeros_like(p) for name, p in mine.items()} for _ in range(2))
     dense.add(products, network, task, x, y, objective, magnitude)
     add_one_by_one(gradients, network, task, mine, x, y, objective, magnitude)
     alike = {
         name
         for name in layers
-        if all(_are_alike(products[each], gradients[each]) for each in dense.names if each.rpartition(".")[0] == name)
+        if all(
+            _are_alike(products[each], gradients[each])
+            for each in dense.parameter_names
+            if each.rpartition(".")[0] == name
+        )
     }
     chunk = max(1, min(DENSE_CHUNK, MOST_GRADIENT_ENTRIES * len(x) // max(1, kept.entries)))
     return DenseLayers({name: layer for name, layer in layers.items() if name in alike}, chunk)

@@ -10,7 +10,7 @@ from hatrack.masks import Scores
 from hatrack.methods.masked import WeightMaskedMethod
 from hatrack.methods.turning import TurningSettings
 
-__all__ = ["WSN", "WSNSettings"]
+__all__ = ["WSN", "InitialScores", "WSNSettings"]
 
 
 class InitialScores(enum.Enum):

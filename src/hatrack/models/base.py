@@ -88,6 +88,18 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         recognisers: the last solution of the tasks' sums, by which :meth:`infer` recognises tasks.
         initialization: distribution of the backbone's parameters when the network was made.
         loading: the loading of a ``state_dict`` that is under way.
+
+    Args:
+        backbone: a network that maps samples to features.
+        example_input: a batch of the shape that it expects.
+        growth: policy by which it is widened by itself; None for never.
+        interface: how it is called, and what of its result are its features.
+        build_masking: makes the masks of a list of tasks, given it and the example input.
+
+    Raises:
+        UnsupportedError: the backbone does something for which the masks cannot answer.
+        InputError: the backbone does not give features, or is inside another network of masks.
+        GuaranteeError: random masks were tried out, and an entry that should have been free changed the outputs.
     """
 
     format: ClassVar[str]
@@ -366,7 +378,10 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         self.protection.renew_digests(keep_compared=keep_compared)
 
     def renew_protection(self) -> None:
-        """Derive the protection again from the present masks and parameters; digests stay those of earlier values."""
+        """Derive the protection again from the present masks and parameters; digests stay those of earlier values.
+
+        It is for those who have changed masks or parameters so that consolidated tasks answer as before.
+        """
         with torch.inference_mode(False):
             self.masking.refresh()
             self.protection.renew()

@@ -277,9 +277,9 @@ class DWA(MultiHeadMethod):
             self._anchors = choose_anchors(self.network, task, x, y, self.positives, settings.candidates, generator)
         length = scaled_epochs(settings.curriculum_epochs, epochs, FULL_TRAINING)
         threshold = curriculum_threshold(epoch, length, settings.curriculum_start)
-        warm = epoch > scaled_epochs(settings.warmup_epochs, epochs, FULL_TRAINING)
+        is_warm = epoch > scaled_epochs(settings.warmup_epochs, epochs, FULL_TRAINING)
         rows = None if threshold == 1.0 else (self._complexity <= threshold).nonzero().squeeze(1)
-        return EpochPlan(rows, 1.0 if warm else 1.0 / settings.warmup_divisor)
+        return EpochPlan(rows, 1.0 if is_warm else 1.0 / settings.warmup_divisor)
 
     def _with_anchors(self) -> bool:
         if self.settings.context is Context.TASK:
