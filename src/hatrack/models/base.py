@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -33,6 +32,7 @@ from hatrack.models.answering import (
 )
 from hatrack.models.attaching import require_attachable
 from hatrack.models.calibrating import calibrate
+from hatrack.models.converting import convert
 from hatrack.models.forgetting import Forgotten, InitialDistribution
 from hatrack.models.masking import Masking
 from hatrack.models.own_heads import require_same_state, require_usable_head
@@ -761,30 +761,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
             GuaranteeError: protected entries had moved before a conversion, which would hide it.
             InputError: the device is "meta", which keeps no values.
         """
-        if fn(torch.zeros(1)).device.type == "meta":
-            raise InputError(
-                'a network of masks cannot go to the device "meta", where all that its tasks rely on would be lost; '
-                "move a copy of the backbone there, before it is attached"
-            )
-        protection = self.protection
-        protection.require_same_parts()
-        converting = fn(torch.zeros(1)).dtype != torch.float32 or fn(torch.zeros(1).double()).dtype != torch.float64
-        relied_on = [tensor.detach().clone() for tensor, _ in protection.plan.all()] if converting else []
-        if converting or protection.digests:  # moved entries would get new digests
-            protection.check()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if any(not torch.equal(fn(before).to(before.dtype), before) for before in relied_on):
-            warnings.warn(
-                "this conversion rounds weights: the outputs of consolidated tasks are other ones from here on, and "
-                "converting back does not bring the old ones back; convert a copy (copy.deepcopy) to keep them",
-                stacklevel=4,
-            )
-        self.masking.example_input = self.masking.example_input.converted(fn)
-        protection.report_layouts(stacklevel=6)
-        protection.hooks.lay_memory_out()
-        self.renew_protection()
-        if converting:
-            protection.renew_digests()
+        convert(self, fn, partial(super()._apply, fn, recurse))
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
