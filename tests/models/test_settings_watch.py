@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatrack
+from hatrack.backbones import Dropout
 
 
 class Scaled(nn.Module):
@@ -242,3 +243,42 @@ def test_gates_that_are_taken_away_or_put_behind_a_hook_are_noticed(taken: str) 
     network.backbone[2]._forward_pre_hooks.clear()
     with pytest.raises(hatrack.UnsupportedError, match="change the outputs of a task that does not use them"):
         network(X, "old")
+
+
+class Halved(nn.Dropout):
+    """Dropout of one's own, which reads its probability in evaluation mode, too."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - what torch calls it
+        return super().forward(input) * (1.0 - self.p)
+
+
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_a_schedule_of_dropout_has_no_call_analysed_again(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Dropout(0.1), Dropout(0.1), nn.AlphaDropout(0.1)]
+    network = kind(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *layers, nn.Linear(8, 4)), X)
+    for name in ("one", "two"):
+        network.add_task(name, 2)
+        network.train()(X, name)
+        network.consolidate(name) if name == "one" else None
+    promised = network.eval()(X, "one")
+    asked = list[object]()
+    masking, forget_calls = type(network.masking), type(network.masking).forget_calls
+    monkeypatch.setattr(masking, "forget_calls", lambda self: (asked.append(self), forget_calls(self)))
+    for step in range(3):
+        for layer in layers:
+            layer.p = 0.1 * step
+        network.train()(X, "two").sum().backward()
+        assert torch.equal(network.eval()(X, "one"), promised)
+    assert not asked
+
+
+def test_what_a_dropout_of_ones_own_does_in_evaluation_mode_is_compared() -> None:
+    torch.manual_seed(0)
+    network = hatrack.HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Halved(0.1), nn.Linear(8, 4)), X)
+    network.add_task("one", 2)
+    network.consolidate("one")
+    network.eval()(X, "one")
+    network.backbone[2].p = 0.5
+    with pytest.warns(UserWarning, match=r"2\.p \(0\.1 before, 0\.5 now\): task 'one' answers otherwise"):
+        network(X, "one")

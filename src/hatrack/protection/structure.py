@@ -14,12 +14,19 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hatrack.state.comparing import PLAIN_VALUES
+from hatrack.support.dropout import Dropout
 
 __all__ = ["Controls", "Parts", "Reshaped", "restore_settings", "settings_in_json"]
 
 _Table = dict[str, Any]
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module, its mode among them."""
+
+
+_DROPOUTS = frozenset(
+    {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, Dropout}
+)
+"""Layers that leave their input as it is in evaluation mode, whatever their ``p`` is; not classes made of these."""
 
 
 class Parts:
@@ -259,9 +266,11 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering:
     present = [key for key in vars(part) if not key.startswith("_hatrack")]  # records of who is attached
     names = [key for key in dict.fromkeys((*present, *inherited)) if key not in _OF_TORCH]
     own = {key: vars(part).get(key) for key in names if f"{prefix}{key}" not in moving}
-    if isinstance(part, _NormBase) and not gathering:
-        # Old tasks gather no statistics, and it changes while these are gathered anew.
-        own.pop("momentum", None)
+    if not gathering:  # old tasks gather no statistics and drop nothing; schedules change both at every step
+        if isinstance(part, _NormBase):
+            own.pop("momentum", None)
+        if type(part) in _DROPOUTS:
+            own.pop("p", None)
     return {key: value for key, value in own.items() if _is_setting(value)}
 
 
