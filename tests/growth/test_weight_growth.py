@@ -179,14 +179,14 @@ def test_one_optimizer_goes_on_across_a_widening() -> None:
 def test_elastic_weights_grow_and_new_ones_are_drawn_nowhere() -> None:
     net = attach("mlp", conditioning=ElasticWeights(10.0))
     samples = {"first": learn(net, "first", 0)}
-    net.tie({name: torch.rand(mask.shape) * mask for name, mask in net.masks("first").items()})
+    net.anchor({name: torch.rand(mask.shape) * mask for name, mask in net.masks("first").items()})
     with torch.no_grad():
         net.backbone.get_parameter("4.weight").add_(0.1)
     penalty, before = float(net.penalty().detach()), say(net, samples)
     net.grow({"1": 3, "4": 5})
     assert_close_to(say(net, samples), before)
-    assert net.tether is not None
-    assert net.tether.importance["4.weight"].shape == (37, 35)
+    assert net.quadratic_penalty is not None
+    assert net.quadratic_penalty.importance["4.weight"].shape == (37, 35)
     assert float(net.penalty().detach()) == pytest.approx(penalty, rel=1e-5)
     net.zero_grad()
     net.penalty().backward()

@@ -60,17 +60,17 @@ def test_an_interrupt_just_behind_the_last_call_leaves_importance_to_be_measured
     method.begin_task(seen[0])
     whole = copy.deepcopy(method)
     whole.end_task(seen[0])
-    tie = method.network.tie
+    anchor = method.network.anchor
 
-    def tie_and_stop(importance: Any) -> None:
-        tie(importance)
+    def anchor_and_stop(importance: Any) -> None:
+        anchor(importance)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(method.network, "tie", tie_and_stop)
+        context.setattr(method.network, "anchor", anchor_and_stop)
         with pytest.raises(KeyboardInterrupt):
             method.end_task(seen[0])
     method.end_task(seen[0])
-    wanted = whole.network.tether.importance
+    wanted = whole.network.quadratic_penalty.importance
     assert any(value.any() for value in wanted.values())
-    assert all(torch.equal(value, wanted[name]) for name, value in method.network.tether.importance.items())
+    assert all(torch.equal(value, wanted[name]) for name, value in method.network.quadratic_penalty.importance.items())

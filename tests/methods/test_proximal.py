@@ -184,8 +184,10 @@ def test_pmask_draws_elastic_weights_back(optimizer: str) -> None:
                 continue
             method = make("pmask", "shallow", ewc=strength, ewc_penalty=penalty)
             learn(method, TASKS[:1], epochs=3, **training)
-            before = {name: value.clone() for name, value in method.network.tether.anchors.items()}
-            important = torch.cat([(value > 1e-6).flatten() for value in method.network.tether.importance.values()])
+            before = {name: value.clone() for name, value in method.network.quadratic_penalty.anchors.items()}
+            important = torch.cat(
+                [(value > 1e-6).flatten() for value in method.network.quadratic_penalty.importance.values()]
+            )
             learn(method, TASKS[:2], first=1, epochs=3, **training)
             weights = [method.network.backbone.get_parameter(name).detach() - old for name, old in before.items()]
             moved[penalty, strength] = torch.cat([value.flatten() for value in weights])[important]

@@ -53,10 +53,11 @@ def test_it_goes_on_after_loading_as_if_nothing_had_happened(name: str, kind: st
 @KINDS
 def test_pmask_with_ewc_goes_on_after_loading_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
     straight, after = assert_goes_on_as_without_interruption("pmask", kind, tmp_path, ewc=100.0)
-    for name, value in straight.network.tether.importance.items():
+    wanted, found = straight.network.quadratic_penalty, after.network.quadratic_penalty
+    for name, value in wanted.importance.items():
         assert value.any()
-        assert torch.equal(after.network.tether.importance[name], value)
-        assert torch.equal(after.network.tether.anchors[name], straight.network.tether.anchors[name])
+        assert torch.equal(found.importance[name], value)
+        assert torch.equal(found.anchors[name], wanted.anchors[name])
     with pytest.raises(CheckpointError, match="with other settings"):
         make("pmask", kind).load(tmp_path / "net.hat")
 
@@ -68,7 +69,7 @@ def test_pmask_with_ewc_moves_what_earlier_tasks_use_the_less_the_stronger_it_is
         method, seen = make("pmask", ewc=ewc), tasks(count=2)
         learn(method, seen[:1], epochs=5, **ADAM)
         before, used = (
-            method.network.tether.anchors["dense2.weight"].clone(),
+            method.network.quadratic_penalty.anchors["dense2.weight"].clone(),
             method.network.masks("t0")["dense2.weight"],
         )
         learn(method, seen, first=1, epochs=5, **ADAM)

@@ -46,7 +46,7 @@ def learn(net: WeightMaskedNetwork, name: str, seed: int = 0, steps: int = 20, l
         (F.cross_entropy(net(x, name), y) + net.penalty()).backward()
         optimizer.step()
     net.consolidate(name)
-    net.tie(fisher_diagonal(net, task_of(name, seed), Fisher.TRUE))
+    net.anchor(fisher_diagonal(net, task_of(name, seed), Fisher.TRUE))
     return x
 
 
@@ -135,12 +135,12 @@ def test_drift_is_the_less_the_stronger_the_penalty_and_is_not_called_a_guarante
 
 def test_hard_conditioning_has_nothing_to_tie() -> None:
     net = WeightMaskedNetwork(nn.Linear(6, 4), torch.zeros(2, 6), source=Scores())
-    assert net.tether is None
+    assert net.quadratic_penalty is None
     assert float(net.penalty().detach()) == 0.0
-    with pytest.raises(InputError, match="tie acts on elastic weights"):
-        net.tie({})
+    with pytest.raises(InputError, match="anchor acts on elastic weights"):
+        net.anchor({})
     with pytest.raises(InputError, match=r"for every weight: 0\.weight, 3\.weight"):
-        attach().tie({"0.weight": torch.zeros(16, 6)})
+        attach().anchor({"0.weight": torch.zeros(16, 6)})
     with pytest.raises(InputError, match="must be at least 0 and finite"):
         ElasticWeights(-1.0)
 
@@ -155,11 +155,11 @@ def test_a_file_keeps_anchor_and_importance_in_the_middle_of_a_task(tmp_path: Pa
     again = hatrack.load(tmp_path / "net.hat", attach().detach())
     assert isinstance(again, WeightMaskedNetwork)
     assert again.conditioning == net.conditioning
-    assert again.tether is not None
-    assert net.tether is not None
-    for name, value in net.tether.anchors.items():
-        assert torch.equal(again.tether.anchors[name], value)
-        assert torch.equal(again.tether.importance[name], net.tether.importance[name])
+    assert again.quadratic_penalty is not None
+    assert net.quadratic_penalty is not None
+    for name, value in net.quadratic_penalty.anchors.items():
+        assert torch.equal(again.quadratic_penalty.anchors[name], value)
+        assert torch.equal(again.quadratic_penalty.importance[name], net.quadratic_penalty.importance[name])
     assert float(net.penalty().detach()) > 0.0
     assert torch.equal(again.penalty(), net.penalty())
     assert torch.equal(copy.deepcopy(net).penalty(), net.penalty())
@@ -171,9 +171,26 @@ def test_what_was_forgotten_draws_on_nothing() -> None:
     learn(net, "second", 1)
     used = net.masks("second")
     net.forget("first", generator=torch.Generator().manual_seed(0))
-    assert net.tether is not None
+    assert net.quadratic_penalty is not None
     for name, mask in used.items():
-        assert not net.tether.importance[name][~mask].any()
-        assert torch.equal(net.tether.anchors[name][~mask], net.backbone.get_parameter(name)[~mask])
-        assert net.tether.importance[name][mask].any()
+        assert not net.quadratic_penalty.importance[name][~mask].any()
+        assert torch.equal(net.quadratic_penalty.anchors[name][~mask], net.backbone.get_parameter(name)[~mask])
+        assert net.quadratic_penalty.importance[name][mask].any()
     assert float(net.penalty().detach()) == 0.0
+
+
+@pytest.mark.parametrize("prefix", ["", "0."])
+def test_a_state_of_before_is_loaded_by_the_names_of_now(prefix: str) -> None:
+    net, other = attach(), attach()
+    learn(net, "first")
+    other.add_task("first", CLASSES)
+    renamed = {
+        f"{prefix}{name.replace('quadratic_penalty.', 'tether.')}": value for name, value in net.state_dict().items()
+    }
+    assert any("tether." in name for name in renamed)
+    (nn.Sequential(other) if prefix else other).load_state_dict(renamed)
+    assert net.quadratic_penalty is not None
+    assert other.quadratic_penalty is not None
+    for name, value in net.quadratic_penalty.importance.items():
+        assert value.any()
+        assert torch.equal(other.quadratic_penalty.importance[name], value)

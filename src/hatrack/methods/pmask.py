@@ -128,19 +128,21 @@ class PMASK(WeightMaskedMethod):
 
     def draw_back(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the proximal step of elastic weights that belongs to a step of the optimizer; none in the first task."""
-        tether, network = self.network.tether, self.network
-        if tether is None or not network.tasks.consolidated:
+        network, penalty = self.network, self.network.quadratic_penalty
+        if penalty is None or not network.tasks.consolidated:
             return
-        weights = {name: network.backbone.get_parameter(name) for name in tether.anchors}
-        proximal_step(optimizer, weights, tether.anchors, tether.importance, self.settings.ewc / 2)
+        weights = {name: network.backbone.get_parameter(name) for name in penalty.anchors}
+        proximal_step(optimizer, weights, penalty.anchors, penalty.importance, self.settings.ewc / 2)
 
-    @at_once(lambda method: () if method.network.tether is None else method.network.tether.buffers())
+    @at_once(
+        lambda method: () if method.network.quadratic_penalty is None else method.network.quadratic_penalty.buffers()
+    )
     def end_task(self, task: Task) -> None:
         """Consolidate the task; with ``ewc``, measure under its mask what its weights matter to it."""
         super().end_task(task)
         if self.settings.ewc:
             generator = self.setup.generator("fisher", task.name)
-            self.network.tie(fisher_diagonal(self.network, task, self.settings.ewc_fisher, generator))
+            self.network.anchor(fisher_diagonal(self.network, task, self.settings.ewc_fisher, generator))
 
     def begin_epoch(self, epoch: int, epochs: int, samples: Batch) -> EpochPlan:
         """Have the regulariser set in where embeddings learn fast, or masks are gone before weights have learned."""

@@ -806,7 +806,7 @@ class MaskedNetwork(nn.Module, Generic[StateT]):
         """
         return super().load_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self.protection.require_same_parts()
         widening.require_same_widths(self, entries_below(prefix, state_dict))
         self.loading.begin(self)

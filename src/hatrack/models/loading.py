@@ -19,7 +19,7 @@ from hatrack.models.forgetting import Forgotten
 from hatrack.models.gate_settings import GateSettings
 from hatrack.models.hat import FORMAT, HATNetwork
 from hatrack.models.same_answers import other_settings, require_same_answers
-from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork
+from hatrack.models.weight_masked import WEIGHTS_FORMAT, WeightMaskedNetwork, with_present_names
 from hatrack.protection.structure import restore_settings
 from hatrack.storage.checkpoint import Checkpoint, check_backbone, read_checkpoint
 from hatrack.support.example import Example
@@ -251,7 +251,7 @@ def network_from(
     _require_same_untrained(path, described.get("untrained", ()), untrained_parameters(backbone))
     present = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     computed = {name: present[name] for name in described.get("computed_anew", ()) if name in present}
-    state: dict[str, Any] = {**checkpoint.tensors, **computed}
+    state: dict[str, Any] = {**with_present_names(checkpoint.tensors), **computed}
     of_backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
     if not _has_grown(described):  # else it may have to be widened before it matches
         _require_match(path, of_backbone, present)

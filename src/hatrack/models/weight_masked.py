@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,12 @@ from hatrack.state.undo import all_or_nothing, attaches_or_not
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Features, Interface
 
-__all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork"]
+__all__ = ["WEIGHTS_FORMAT", "WeightMaskedNetwork", "with_present_names"]
 
 WEIGHTS_FORMAT = "hatrack.WeightMaskedNetwork"
+
+_EARLIER = "tether."
+"""Beginning of the names that tensors of the quadratic penalty had in files of earlier versions."""
 """Format that files of saved networks name."""
 
 
@@ -71,7 +74,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         conditioning: rule by which later tasks may change weights.
         unmasked: owner of the copies of parameters without masks.
         growth: when the backbone is widened by itself.
-        tether: quadratic penalty on elastic weights; None with other conditionings.
+        quadratic_penalty: quadratic penalty on elastic weights; None with other conditionings.
         carried: values that the masks of the next task are learned from; None where its source draws them anew.
         example_shape: shape of the example input.
 
@@ -91,7 +94,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
 
     format = WEIGHTS_FORMAT
     masking: WeightMasking
-    tether: QuadraticPenalty | None
+    quadratic_penalty: QuadraticPenalty | None
     carried: CarriedValues | None
 
     @explains_failure
@@ -121,7 +124,7 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
                 backbone, tasks, example, interface, source, conditioning, unmasked, self.initialization.initial_scales
             ),
         )
-        self.register_module("tether", self.masking.penalty)
+        self.register_module("quadratic_penalty", self.masking.penalty)
         self.register_module("carried", self.masking.carried)
 
     source: Final[MaskSource] = read_only("masking.source")
@@ -144,15 +147,15 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
     def penalty(self) -> Tensor:
         """Return the cost of leaving where elastic weights were, to be added to the loss: ``λ/2 Σ F (θ − θ*)²``.
 
-        A scalar; 0 with other conditionings, and before :meth:`tie` was called.
+        A scalar; 0 with other conditionings, and before :meth:`anchor` was called.
         """
-        if self.tether is None or not self.tasks.consolidated:
+        if self.quadratic_penalty is None or not self.tasks.consolidated:
             return torch.zeros((), device=self.masking.device)
         assert isinstance(self.conditioning, ElasticWeights)
-        return self.conditioning.strength / 2 * self.tether.distance(self.masking.named_weights())
+        return self.conditioning.strength / 2 * self.quadratic_penalty.distance(self.masking.named_weights())
 
-    @all_or_nothing(lambda net: () if net.tether is None else net.tether.buffers())
-    def tie(self, importance: Mapping[str, Tensor]) -> None:
+    @all_or_nothing(lambda net: () if net.quadratic_penalty is None else net.quadratic_penalty.buffers())
+    def anchor(self, importance: Mapping[str, Tensor]) -> None:
         """Anchor elastic weights where they are now, once after every task; importance adds up over tasks.
 
         Args:
@@ -162,12 +165,19 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
         Raises:
             InputError: the network does not have elastic weights, or these are not its weights.
         """
-        if self.tether is None:
-            raise InputError("tie acts on elastic weights; give the network conditioning=ElasticWeights(...)")
+        if self.quadratic_penalty is None:
+            raise InputError("anchor acts on elastic weights; give the network conditioning=ElasticWeights(...)")
         weights = self.masking.named_weights()
         if {name: value.shape for name, value in importance.items()} != {n: w.shape for n, w in weights.items()}:
-            raise InputError(f"tie takes a tensor of its shape for every weight: {', '.join(weights)}")
-        self.tether.anchor(weights, importance)
+            raise InputError(f"anchor takes a tensor of its shape for every weight: {', '.join(weights)}")
+        self.quadratic_penalty.anchor(weights, importance)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        present = with_present_names(state_dict, prefix)
+        if present.keys() != state_dict.keys():  # in place, since torch loads the parts from it, too
+            state_dict.clear()
+            state_dict.update(present)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extract(self, task: str, example: Inputs | None = None) -> CompactNetwork:
         """Return a consolidated task as a plain module of its own: masks are written into the weights as zeros.
@@ -191,3 +201,17 @@ class WeightMaskedNetwork(MaskedNetwork[WeightTask]):
             UnsupportedError: the backbone with zeros written in does not give this network's logits.
         """
         return take_out(self, task, example, partial(extract_weights, example=example))
+
+
+def with_present_names(tensors: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return tensors of a network by the names that they have now; they may be those of an earlier version.
+
+    Args:
+        tensors: the tensors by name.
+        prefix: what their names begin with, where the network is a part of a larger module.
+    """
+    old = f"{prefix}{_EARLIER}"
+    return {
+        f"{prefix}quadratic_penalty.{name.removeprefix(old)}" if name.startswith(old) else name: value
+        for name, value in tensors.items()
+    }
