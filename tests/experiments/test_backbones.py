@@ -115,6 +115,28 @@ def test_a_function_of_ones_own_is_run_and_resumed(tmp_path: Path, capsys: pytes
     assert "verified" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["sgd", "independent", "random"])
+def test_a_run_does_not_go_on_with_a_function_that_computes_something_else(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["run", "demo", "--method", method, "--network", "my_own_networks:build", "--epochs", "1", "--quiet"]
+    words += ["--set", "limit=50", "--out", str(tmp_path / "run")]
+    assert main([*words, "--set", "num_tasks=2"]) == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as changed:
+        changed.setattr(nn.ReLU, "forward", lambda self, x: x.sin())
+        code = main([*words, "--set", "num_tasks=3"])
+    if method == "random":  # which has no network
+        assert code == 0
+        return
+    assert code == 2
+    assert "otherwise than" in (said := capsys.readouterr().err)
+    assert "its code has changed since" in said
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert main([*words, "--set", "num_tasks=3"]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -259,3 +259,25 @@ def test_replicas_that_would_share_gates_are_refused(wrap: Callable[[nn.Module],
     net = HATNetwork(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.zeros(2, 4))
     with pytest.raises(UnsupportedError, match="DistributedDataParallel"):
         _ = [part._replicate_for_data_parallel() for part in wrap(net).modules()]  # as torch.nn.parallel.replicate does
+
+
+@pytest.mark.parametrize("kind", [HATNetwork, WeightMaskedNetwork])
+def test_what_would_put_other_values_in_the_place_of_all_is_refused(kind: Any) -> None:
+    net = kind(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), torch.zeros(2, 6))
+    net.to_empty(device="cpu")  # nothing relies on anything yet
+    for parameter in net.backbone.parameters():
+        nn.init.normal_(parameter)
+    net.add_task("old", 2)
+    net.consolidate("old")
+    x = torch.randn(4, 6)
+    before = net.eval()(x, "old")
+    for change in (
+        lambda: nn.ModuleList([net]).to_empty(device="cpu"),
+        lambda: net._apply(lambda tensor: tensor.clamp(-0.01, 0.01) if tensor.is_floating_point() else tensor),
+        lambda: net._apply(lambda tensor: 2 * tensor),
+    ):
+        with pytest.raises(InputError, match="would put other values in the place of all"):
+            change()
+    assert torch.equal(net(x, "old"), before)
+    net.double().float()
+    net.check()

@@ -236,3 +236,51 @@ def test_changed_settings_of_shared_norms_are_said_though_their_owner_is_forgott
 
     with pytest.warns(UserWarning, match=r"eps \(1e-05 before, 0\.5 now\)"):
         go_on()
+
+
+def _as_tent(norm: nn.BatchNorm1d) -> None:
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+def _as_adabn(norm: nn.BatchNorm1d) -> None:
+    assert norm.running_mean is not None
+    norm.running_mean = torch.zeros_like(norm.running_mean)
+
+
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+@pytest.mark.parametrize("replace", [_as_tent, _as_adabn])
+def test_statistics_of_tasks_that_are_replaced_are_refused(
+    kind: Any, replace: Callable[[nn.BatchNorm1d], None]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 6)
+    net = kind(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)), x)
+    for task in ("one", "two"):
+        net.add_task(task, 2)
+        net.train()(x, task)
+        net.consolidate(task)
+    promised, kept = net.eval()(x, "one"), dict(net.tasks[0].batch_norms.named_buffers())
+    norm = next(part for part in net.tasks[0].batch_norms.modules() if isinstance(part, nn.BatchNorm1d))
+    replace(norm)
+    for call in (lambda: net(x, "one"), net.check, net.to_checkpoint):
+        with pytest.raises(hatrack.GuaranteeError, match=r"tasks\.0\.batch_norms\.\w+\.running_mean"):
+            call()
+    norm.track_running_stats = True
+    for name, buffer in kept.items():
+        owner, _, own = name.rpartition(".")
+        net.tasks[0].batch_norms.get_submodule(owner)._buffers[own] = buffer
+    assert torch.equal(net(x, "one"), promised)
+    net.check()
+
+
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_buffers_of_own_heads_that_are_replaced_are_refused(kind: Any) -> None:
+    head = nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3))
+    x = torch.randn(8, 6)
+    net = kind(nn.Sequential(nn.Linear(6, 8), nn.ReLU()), x)
+    net.add_task("own", head=head)
+    net.consolidate("own")
+    net.eval()(x, "own")
+    net.tasks[0].head[1].running_var = 4.0 * net.tasks[0].head[1].running_var
+    with pytest.raises(hatrack.GuaranteeError, match=r"tasks\.0\.head\.1\.running_var has been replaced"):
+        net(x, "own")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import enum
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,6 +245,76 @@ def test_gates_that_are_taken_away_or_put_behind_a_hook_are_noticed(taken: str) 
     network.eval()(X, "old")
     network.backbone[2]._forward_pre_hooks.clear()
     with pytest.raises(hatrack.UnsupportedError, match="change the outputs of a task that does not use them"):
+        network(X, "old")
+
+
+class Mode(enum.Enum):
+    PLAIN = 1
+    DOUBLED = 2
+
+
+class Chosen(nn.Module):
+    """Network that goes by functions, enumerations, arrays and containers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.function, self.mode, self.dtype = F.relu, Mode.PLAIN, torch.float32
+        self.numbers, self.table, self.pairs, self.array = [1.0], {"k": [1.0]}, ((1, 2), (3, 4)), np.ones(1)
+
+    def after(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.function(self.first(x)) * self.numbers[0] * self.table["k"][0] * self.pairs[0][0]
+        h = h * float(self.array[0]) * getattr(self, "factor", 1.0) * self.mode.value
+        y: Tensor = self.after(self.second(h.to(self.dtype).float()))
+        return y
+
+
+OTHERS: dict[str, Callable[[Any], object]] = {
+    "function": lambda backbone: setattr(backbone, "function", F.gelu),
+    "after": lambda backbone: setattr(backbone, "after", torch.tanh),
+    "mode": lambda backbone: setattr(backbone, "mode", Mode.DOUBLED),
+    "dtype": lambda backbone: setattr(backbone, "dtype", torch.bfloat16),
+    "numbers": lambda backbone: backbone.numbers.__setitem__(0, 3.0),
+    "table": lambda backbone: backbone.table["k"].__setitem__(0, 3.0),
+    "pairs": lambda backbone: setattr(backbone, "pairs", ((9, 2), (3, 4))),
+    "array": lambda backbone: backbone.array.__setitem__(0, 2.0),
+    "factor": lambda backbone: setattr(backbone, "factor", 2.0),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_code_and_containers_are_watched_as_settings_are(kind: type, what: str) -> None:
+    torch.manual_seed(0)
+    network = kind(Chosen(), torch.zeros(2, 6))
+    network.add_task("old", 2)
+    network.consolidate("old")
+    before, kept = network.eval()(X, "old"), copy.deepcopy(network.backbone)
+    OTHERS[what](network.backbone)
+    with pytest.warns(UserWarning, match=rf"^{what} \(.*: task 'old' answers otherwise"):
+        assert not torch.equal(network(X, "old"), before)
+    if what == "factor":
+        del network.backbone.factor
+    else:
+        vars(network.backbone)[what] = vars(kept).get(what)
+        if what == "after":
+            del network.backbone.after
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(network(X, "old"), before), "what was put back says nothing"
+
+
+def test_a_layer_of_another_class_is_noticed() -> None:
+    torch.manual_seed(0)
+    network = hatrack.HATNetwork(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.zeros(2, 6))
+    network.add_task("old", 2)
+    network.consolidate("old")
+    network.eval()(X, "old")
+    network.backbone[1].__class__ = nn.Tanh
+    with pytest.warns(UserWarning, match=r"^the class of 1 \(ReLU before\): task 'old' answers otherwise"):
         network(X, "old")
 
 

@@ -7,16 +7,21 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
+from hatrack.errors import InputError
 from hatrack.experiments.folder import CHECKPOINT, LOGITS, LOGITS_FORMAT, RESULT, RunFolder, TrainingKeeper, previous
 from hatrack.experiments.preparing import Run
 from hatrack.experiments.recognition import calibrate_task, measure_recognition
 from hatrack.experiments.request import environment_of
 from hatrack.experiments.results import RunResult, TaskHistory, TaskSummary, rounded_shares, write_result
 from hatrack.recognition import Confusion
-from hatrack.storage.checkpoint import Checkpoint, write_checkpoint
+from hatrack.storage.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from hatrack.train import BatchDone, EpochDone, Score, Training, predict_splits, require_finite, score, warm_up
 
 __all__ = ["Event", "TaskBegun", "TaskLearned", "last_confusion", "last_logits", "run", "score_row"]
+
+
+MOST_ROUNDED = 0.02
+"""Largest difference of recorded logits, as a share of the largest one, that is taken for rounding."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def run(prepared: Run) -> Iterator[Event]:
         What happens, for whoever wants to show it. Stopping the iteration, or interrupting it, keeps what is on disk.
 
     Raises:
-        InputError: the processes of the run have found different data; nothing is written.
+        InputError: the processes of the run have found different data, or the network answers otherwise than the run
+            has recorded; nothing is written.
         TrainingError: the loss is not a number; finished tasks are kept.
         CheckpointError: something could not be written; what is on disk is kept.
     """
@@ -57,6 +63,8 @@ def run(prepared: Run) -> Iterator[Event]:
     ranks.wait()  # all have read what the folder holds
     ranks.require_same_data(prepared.stream.origins, prepared.request.device)
     going_on = len(prepared.result.scores) < len(prepared.stream)
+    if going_on and prepared.folder is not None:  # in every process, none of which may wait for one that gave up
+        _require_same_answers(prepared, prepared.folder)
     if folder is not None and (prepared.repairs or prepared.replanned or going_on):
         _tidy(prepared, folder)
     if going_on and prepared.method.trains:  # else the first task of a process would be charged for its start
@@ -66,6 +74,33 @@ def run(prepared: Run) -> Iterator[Event]:
         yield TaskLearned(index, prepared.result)
     if folder is not None:
         folder.forget_training()
+
+
+def _require_same_answers(prepared: Run, folder: RunFolder) -> None:
+    """Check that the method still answers as the run has recorded of the task that it learned last.
+
+    A network of one's own may compute something else with the same weights, and the record would be of two networks.
+    Other machines round otherwise, which is let be.
+
+    Raises:
+        InputError: it does not.
+    """
+    learned = len(prepared.result.scores)
+    is_kept = LOGITS not in prepared.repairs and (folder.path / LOGITS).exists()
+    if not (learned and prepared.learned == learned and is_kept):
+        return
+    task = prepared.stream[learned - 1]
+    recorded = read_checkpoint(folder.path / LOGITS, LOGITS_FORMAT).tensors.get(task.name)
+    if recorded is None or not recorded.numel():
+        return
+    batch_size = prepared.config.training.eval_batch_size
+    logits = predict_splits(prepared.method, {task.name: task.test}, batch_size)[task.name]
+    off = float((logits - recorded).abs().max() / recorded.abs().max().clamp_min(1e-12))
+    if not off <= MOST_ROUNDED:
+        raise InputError(
+            f"the network answers task {task.name!r} otherwise than {folder.path} has recorded, by {off:.0%} of the "
+            "largest logit: its code has changed since; put back what it was, or run again in another folder (`out`)"
+        )
 
 
 def _tidy(prepared: Run, folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,17 @@ def convert(net: MaskedNetwork[Any], change: Callable[[Tensor], Tensor], apply: 
 
     Raises:
         GuaranteeError: protected entries had moved before a conversion, which would hide it.
-        InputError: the device is "meta", which keeps no values.
+        InputError: the device is "meta", which keeps no values; or values are not kept, as by ``to_empty``.
     """
     if change(torch.zeros(1)).device.type == "meta":
         raise InputError(
             'a network of masks cannot go to the device "meta", where all that its tasks rely on would be lost; '
             "move a copy of the backbone there, before it is attached"
+        )
+    if len(net.tasks) and not _keeps_values(change):
+        raise InputError(
+            "this would put other values in the place of all that the tasks of a network of masks rely on, as to_empty "
+            "does; call it on the backbone before it is attached"
         )
     protection = net.protection
     protection.require_same_parts()
@@ -53,3 +59,12 @@ def convert(net: MaskedNetwork[Any], change: Callable[[Tensor], Tensor], apply: 
     net.renew_protection()
     if converting:
         protection.renew_digests()
+
+
+def _keeps_values(change: Callable[[Tensor], Tensor]) -> bool:
+    """Return whether a function moves or converts numbers, and does not make others of them.
+
+    The numbers are small whole ones, which all types have; drawn anew, so that no memory that was freed holds them.
+    """
+    drawn = torch.tensor([*secrets.token_bytes(32)], dtype=torch.float32).remainder_(101.0)
+    return torch.equal(change(drawn.clone()).to(drawn), drawn)

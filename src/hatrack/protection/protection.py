@@ -33,6 +33,10 @@ _BACKBONE = "backbone"
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
+_Place = tuple[dict[str, "Tensor | None"], str, Tensor, str]
+"""A buffer: the table that it is in, its key there, itself, and its name in the network."""
+
+
 class Protection:
     """Protection of what the consolidated tasks of a network rely on.
 
@@ -53,7 +57,7 @@ class Protection:
         self._parts = Parts(network)
         self._relied_on: dict[str, list[Tensor]] = {}  # tensors with frozen entries, by key of the part
         self._buffers: dict[str, list[tuple[Tensor, torch.Size]]] = {}  # frozen buffers with their shapes, likewise
-        self._places: list[tuple[dict[str, Tensor | None], str, Tensor, str]] = []  # of the backbone's frozen buffers
+        self._places: dict[str, list[_Place]] = {}  # of frozen buffers, by key of the part
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
         self._layouts: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []  # of tensors with frozen entries
         self._counters: list[tuple[Tensor, FrozenEntries | Backup]] = []  # of batches, by frozen norms
@@ -91,16 +95,26 @@ class Protection:
 
     def _frozen_buffers(self) -> list[Tensor]:
         """Return buffers of the backbone that all tasks share, which are frozen once a task is consolidated."""
-        self._places = []
-        if not self._masks.tasks.consolidated:
+        self._places = {}
+        tasks = self._masks.tasks.consolidated
+        if not tasks:
             return []
+        for index, state in enumerate(tasks):
+            self._places[_key(state)] = [
+                (module._buffers, own, buffer, ".".join(filter(None, ("tasks", str(index), part, name, own))))
+                for part in ("batch_norms", "head")
+                for name, module in state.get_submodule(part).named_modules()
+                for own, buffer in module._buffers.items()
+                if buffer is not None
+            ]
+        of_backbone = self._places[_BACKBONE] = []
         left_out = set(self._masks.per_task_buffers)
         for name, module in self._masks.backbone.named_modules():
             for own, buffer in module._buffers.items() if name not in left_out else ():
                 path = f"{name}.{own}".lstrip(".")
                 if buffer is not None and path not in left_out:
-                    self._places.append((module._buffers, own, buffer, f"{_BACKBONE}.{path}"))
-        return list({id(buffer): buffer for _, _, buffer, _ in self._places}.values())
+                    of_backbone.append((module._buffers, own, buffer, f"{_BACKBONE}.{path}"))
+        return list({id(buffer): buffer for _, _, buffer, _ in of_backbone}.values())
 
     def renew_digests(self, *, keep_compared: bool = False) -> None:
         """Take the digests of everything that is frozen now.
@@ -195,8 +209,8 @@ class Protection:
                 be trained.
         """
         self._require_untrained()
-        self._require_same_buffers()
         keys = None if states is None else self._keys_of(states)
+        self._require_same_buffers([*self._places] if keys is None else keys)
         replaced = self._parts.replaced(keys)
         if replaced:
             raise GuaranteeError(
@@ -248,14 +262,17 @@ class Protection:
                 "turn it on, and attach the backbone anew, which loses all tasks"
             )
 
-    def _require_same_buffers(self) -> None:
+    def _require_same_buffers(self, keys: Iterable[str]) -> None:
         """Check that frozen buffers are the recorded ones; others of the same bits give way to them.
+
+        Args:
+            keys: keys of the parts to look at.
 
         Raises:
             GuaranteeError: some were replaced by others or removed.
         """
         replaced = []
-        for table, own, buffer, name in self._places:
+        for table, own, buffer, name in (place for key in dict.fromkeys(keys) for place in self._places.get(key, ())):
             present = table.get(own)
             if present is buffer:
                 continue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,12 @@ _Table = dict[str, Any]
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module, its mode among them."""
 
+
+_CODE = (type, FunctionType, BuiltinFunctionType, MethodType, enum.Enum, torch.dtype, torch.device, torch.layout)
+"""Types of values that decide on what is computed, and do not change themselves."""
+
+_MOST = 256
+"""Entries of a container or an array beyond which it is taken for data and not looked at in every call."""
 
 _DROPOUTS = frozenset(
     {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, Dropout}
@@ -146,11 +153,13 @@ class Controls:
         moving: Collection[str] = (),
         is_ours: Callable[[object], bool] | None = None,
     ) -> None:
-        self._is_ours = is_ours or _is_not_ours
+        self._is_ours, self._moving = is_ours or _is_not_ours, frozenset(moving)
         self._parts = [
-            (name, p, _settings_of(p, name, moving), self._hooks_of(p)) for name, p in module.named_modules()
+            (name, p, _controls_of(p, name, self._moving), self._hooks_of(p)) for name, p in module.named_modules()
         ]
         self._all_hooks = [_all_hooks_of(part) for _, part, _, _ in self._parts]
+        self._kinds = [type(part) for _, part, _, _ in self._parts]
+        self._counts = [len(vars(part)) for _, part, _, _ in self._parts]
 
     def _hooks_of(self, part: nn.Module) -> tuple[int, ...]:
         """Return the numbers of a module's hooks without hatrack's own, as :func:`_all_hooks_of`.
@@ -167,9 +176,18 @@ class Controls:
         """Return whether any setting or hook has changed, hatrack's own hooks and the order of all among them."""
         return any(
             _all_hooks_of(part) != together
+            or type(part) is not kind
             or any(_is_other(vars(part).get(key), value) for key, value in settings.items())
-            for (_, part, settings, _), together in zip(self._parts, self._all_hooks, strict=True)
+            or (len(vars(part)) != count and bool(self._new(name, part, settings)))
+            for (name, part, settings, _), together, kind, count in zip(
+                self._parts, self._all_hooks, self._kinds, self._counts, strict=True
+            )
         )
+
+    def _new(self, name: str, part: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of a module that it did not have."""
+        present = _controls_of(part, name, self._moving)
+        return {key: value for key, value in present.items() if key not in settings}
 
     def altered(self, place: str = "") -> list[str]:
         """Return in words what has changed, such as ``"norm.eps (1e-05 before, 0.1 now)"``.
@@ -178,8 +196,14 @@ class Controls:
             place: name of this network as a part of a larger one; empty where it is the whole.
         """
         found = []
-        for inner, part, settings, hooks in self._parts:
+        for (inner, part, settings, hooks), kind in zip(self._parts, self._kinds, strict=True):
             name = f"{place}.{inner}".strip(".")
+            if type(part) is not kind:
+                found.append(f"the class of {name or 'the backbone'} ({kind.__name__} before)")
+            found += [
+                f"{name}.{key}".lstrip(".") + f" (missing before, {value!r} now)"
+                for key, value in self._new(inner, part, settings).items()
+            ]
             for key, value in settings.items():
                 present = vars(part).get(key)
                 if _is_other(present, value):
@@ -192,8 +216,12 @@ class Controls:
 
     def put_back(self, copy: nn.Module) -> None:
         """Give a copy of the network the settings that were recorded, and those of the recorded hooks that it has."""
-        for name, _, settings, hooks in self._parts:
+        for (name, original, settings, hooks), kind in zip(self._parts, self._kinds, strict=True):
             part = copy.get_submodule(name)
+            if type(part) is not kind:
+                part.__class__ = kind
+            for key in self._new(name, original, settings):
+                vars(part).pop(key, None)
             for key, value in settings.items():
                 if value is None and hasattr(type(part), key):  # it was the class's
                     vars(part).pop(key, None)
@@ -274,8 +302,59 @@ def _settings_of(part: nn.Module, name: str, moving: Collection[str], gathering:
     return {key: value for key, value in own.items() if _is_setting(value)}
 
 
+def _controls_of(part: nn.Module, name: str, moving: Collection[str]) -> dict[str, Any]:
+    """Return what :func:`_settings_of` does, and further attributes of the module itself that decide on what it does.
+
+    These are functions, members of enumerations, types of numbers and devices; arrays; and lists, tuples, sets and
+    mappings of all that. Containers are copies.
+    """
+    prefix = f"{name}." if name else ""
+    own = {
+        key: _copied(value)
+        for key, value in vars(part).items()
+        if key not in _OF_TORCH
+        and key != "forward"  # which the record of layers has
+        and not key.startswith("_hatrack")
+        and f"{prefix}{key}" not in moving
+        and not _is_setting(value)
+        and _decides(value)
+    }
+    return {**_settings_of(part, name, moving), **own}
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a container and of those in it; code and plain values are themselves."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple, set, frozenset) else value
+
+
+def _decides(value: Any, depth: int = 3) -> bool:
+    """Return whether a value is code, an array, or a container of such and of plain values, and not too large."""
+    if isinstance(value, (*PLAIN_VALUES, *_CODE)):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.size <= _MOST and not value.dtype.hasobject
+    if type(value) not in (list, tuple, set, frozenset, dict) or not depth or len(value) > _MOST:
+        return False
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return all(_decides(part, depth - 1) for part in parts)
+
+
 def _is_other(present: Any, value: Any) -> bool:
-    return present is not value and (type(present) is not type(value) or bool(present != value))
+    if present is value and not isinstance(value, (list, dict, set, np.ndarray)):
+        return False
+    if type(present) is not type(value):
+        return True
+    if isinstance(value, (list, tuple)):
+        return len(present) != len(value) or any(map(_is_other, present, value))
+    if isinstance(value, dict):
+        return present.keys() != value.keys() or any(_is_other(present[key], value[key]) for key in value)
+    if isinstance(value, np.ndarray):
+        return not np.array_equal(present, value)
+    return bool(present != value)
 
 
 def _is_setting(value: Any) -> bool:
