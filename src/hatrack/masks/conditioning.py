@@ -83,7 +83,7 @@ class ElasticWeights(WeightConditioning):
 
     A penalty is added to the loss instead, ``λ/2 Σ F (θ − θ*)²`` (elastic weight consolidation, Kirkpatrick et al.,
     PNAS 2017, Eq. 3): θ* are the weights after the last task, F their importance for the tasks so far. See
-    :meth:`hatrack.WeightMaskedNetwork.penalty` and :meth:`hatrack.WeightMaskedNetwork.tie`.
+    :meth:`hatrack.WeightMaskedNetwork.penalty` and :meth:`hatrack.WeightMaskedNetwork.anchor`.
 
     Attributes:
         strength: λ, at least 0; with 0 weights move freely.
