@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,16 +42,19 @@ def room_for(size: int) -> Iterator[None]:
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """No file can be made in a folder; a mock, since nothing is read-only to an administrator."""
-    made = tempfile.mkstemp
+    whole, refused = Path.open, 0
 
-    def refuse(*words: object, **named: object) -> tuple[int, str]:
-        if Path(str(named["dir"])).is_relative_to(folder):
+    def refuse(path: Path, mode: str = "r", *words: Any, **named: Any) -> Any:
+        nonlocal refused
+        if path.is_relative_to(folder) and set(mode) & set("wxa+") and path.name != ".lock":
+            refused += 1
             raise OSError(errno.EROFS, "Read-only file system", "a temporary name")
-        return made(*words, **named)  # type: ignore[call-overload,no-any-return]
+        return whole(path, mode, *words, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", refuse)
+        patch.setattr(Path, "open", refuse)
         yield
+    assert refused, "nothing was to be written there"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ class Moments:
 
     def __init__(self, fatal: int | None) -> None:
         self.passed = 0
+        self.halves = 0
         self._fatal = fatal
 
     def passes(self) -> None:
@@ -41,16 +42,19 @@ class Moments:
         return watched
 
     def inside(self, opened: Callable[..., Any]) -> Callable[..., Any]:
-        """A file whose content is written in two halves."""
+        """A new file's content is written in two halves."""
 
-        def open_watched(*args: Any, **kwargs: Any) -> Any:
-            file = opened(*args, **kwargs)
+        def open_watched(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            file = opened(path, mode, *args, **kwargs)
+            if mode != "xb":
+                return file
             whole = file.write
 
             def write(content: bytes) -> None:
                 half = len(content) // 2
                 whole(content[:half])
                 file.flush()
+                self.halves += 1
                 self.passes()
                 whole(content[half:])
 
@@ -66,9 +70,10 @@ def _child(out: str, method: str, changes: dict[str, Any], fatal: int | None, th
     folder.SHARE = 1.0  # every epoch is written
     os.link, os.fsync = moments.around(os.link), moments.around(os.fsync)  # type: ignore[assignment]
     Path.replace = moments.around(Path.replace)  # type: ignore[method-assign]
-    os.fdopen = moments.inside(os.fdopen)  # type: ignore[assignment]
+    Path.open = moments.inside(Path.open)  # type: ignore[method-assign]
     for _ in run(prepare(RunRequest("demo", method, 0, Path(out), overrides={**QUICK, **changes}))):
         moments.passes()
+    assert moments.halves, "no file was written under the eyes of this test"
     Path(report).write_text(str(moments.passed))
 
 
