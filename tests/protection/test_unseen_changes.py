@@ -119,7 +119,10 @@ def test_inside_of_transforms_moved_entries_are_refused(kind: Any) -> None:
     with torch.no_grad():
         moved.add_(1)
     for ask in (lambda: torch.func.vmap(each)(x), lambda: torch.func.jacrev(lambda z: net(z, "a"))(x)):
-        with pytest.raises(GuaranteeError, match=r"have moved, and inside of a transform of torch\.func.*net\.restore"):
+        with pytest.raises(
+            GuaranteeError,
+            match=r"have moved, and they cannot be put back inside of a transform of torch\.func.*net\.restore",
+        ):
             ask()
     net.restore()
     assert torch.equal(torch.func.vmap(each)(x), before)
@@ -156,3 +159,29 @@ def test_a_trained_tensor_that_is_no_parameter_is_refused(kind: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"is no parameter|reached past the masks"):
         called(kind(PlainTensor(made_inside=False), torch.randn(4, 6)))
     assert called(kind(PlainTensor(made_inside=True), torch.randn(4, 6))).shape == (5, 3)
+
+
+@pytest.mark.parametrize("in_training", [False, True], ids=["done", "in training"])
+@pytest.mark.parametrize("share", [lambda net: net.share_memory(), lambda net: net.backbone.share_memory()])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_another_process_writes_to_shared_memory_reaches_no_old_answer(
+    kind: Any, share: Callable[[Any], object], in_training: bool
+) -> None:
+    """Writing through NumPy stands for the other process: neither leaves a count in this one."""
+    torch.manual_seed(0)
+    net = consolidated(kind, nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU()))
+    if in_training:
+        net.add_task("c", 3)
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        before = net(x, "a")
+        share(net)
+        for factor in (1.5, 0.1):
+            assert torch.equal(net(x, "a"), before)
+            for parameter in net.backbone.parameters():
+                parameter.numpy()[...] *= factor
+            assert torch.equal(net(x, "a"), before)
+    with pytest.raises(GuaranteeError, match="protected entries have moved"):
+        net.check()
+    net.restore()
+    assert torch.equal(net(x, "a"), before)

@@ -77,6 +77,8 @@ class MaskCache(Generic[MaskT]):
             packed: its bits.
             unpack: unpacks them, if that is needed.
         """
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return unpack()  # what is captured twice is the same code, and nothing of it stays here
         if packed.is_inference():  # which has no count of changes
             return unpack()
         known = self._known

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatrack.errors import InputError
+from hatrack.state.comparing import is_same_tensor
 
 __all__ = ["TaskSums"]
 
@@ -67,6 +68,11 @@ class TaskSums:
         full[columns, rows] = self.gram
         return full
 
+    def is_same(self, other: TaskSums) -> bool:
+        """Return whether other sums have the same bits."""
+        mine, theirs = self.tensors(), other.tensors()
+        return all(is_same_tensor(mine[name], theirs[name]) for name in mine)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums as tensors by name, as a ``state_dict`` holds them; the description as bytes."""
         described = torch.tensor(list(self.feature_map.encode()), dtype=torch.uint8)
@@ -90,7 +96,14 @@ class TaskSums:
                 "sums of a task are damaged: they must be float64, of shapes (D (D + 1) / 2,) and (D, C), and are "
                 f"{gram.dtype} {tuple(gram.shape)} and {targets.dtype} {tuple(targets.shape)}; calibrate the task anew"
             )
-        return cls(bytes(saved[_MAP].tolist()).decode(), gram, targets, tuple(saved[_SHAPE].tolist()))
+        try:
+            described = bytes(saved[_MAP].tolist()).decode()
+        except ValueError as error:
+            raise InputError(
+                f"sums of a task are damaged: the description of their features is no text ({error}); calibrate the "
+                "task anew"
+            ) from error
+        return cls(described, gram, targets, tuple(saved[_SHAPE].tolist()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TaskSums:
         return self  # nothing writes into it, and copies of networks would take as much memory again

@@ -108,8 +108,9 @@ class TaskState(nn.Module):
 
     @property
     def linear_head(self) -> nn.Linear:
-        """The head of a task that did not bring its own."""
-        assert isinstance(self.head, nn.Linear)
+        """The head of a task that did not bring its own; others have none."""
+        if not isinstance(self.head, nn.Linear):
+            raise AttributeError(f"task {self.name!r} has a head of its own")  # likewise
         return self.head
 
     def take_norms_of(self, other: TaskState) -> None:
@@ -125,14 +126,27 @@ class TaskState(nn.Module):
     def take_shapes_of(self, saved: Mapping[str, Any]) -> None:
         """Take the shapes of saved tensors, by their names in ``state_dict``, and sums; missing parts are dropped.
 
+        A calibration of the same shapes stays the same object, and all of it stays where the saved tensors are not
+        those of a whole task.
+
         Raises:
             InputError: the sums are damaged.
         """
-        found = entries_below("calibration.", saved)
-        device = next((tensor.device for tensor in (*self.mask_tensors(), *self.parameters())), None)
-        self.calibration = Calibration.like(found).to(device) if found else None
-        sums = entries_below(_SUMS, saved)
-        self.sums = TaskSums.from_tensors(sums) if sums else None
+        found, sums = entries_below("calibration.", saved), entries_below(_SUMS, saved)
+        is_whole = "_extra_state" in saved
+        if found and not self._is_calibrated_like(found):
+            device = next((tensor.device for tensor in (*self.mask_tensors(), *self.parameters())), None)
+            self.calibration = Calibration.like(found).to(device)
+        elif is_whole and not found:
+            self.calibration = None
+        if sums or is_whole:
+            self.sums = TaskSums.from_tensors(sums) if sums else None
+
+    def _is_calibrated_like(self, found: Mapping[str, Any]) -> bool:
+        mine = {} if self.calibration is None else self.calibration.state_dict()
+        return {name: (v.shape, v.dtype) for name, v in mine.items()} == {
+            name: (v.shape, v.dtype) for name, v in found.items()
+        }
 
     def _load_from_state_dict(
         self,
@@ -190,12 +204,10 @@ class TaskState(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         extra = destination.pop(f"{prefix}_extra_state")
-        for name in self.mask_names:
-            value = getattr(self, name)
-            # A copy, since averages of networks write into what a state_dict gives them.
-            destination[prefix + name] = value if keep_vars else value.detach().clone()
-        for name, value in self._tensors_of_sums().items():
-            destination[prefix + name] = value
+        masks = {name: getattr(self, name) for name in self.mask_names}
+        for name, value in (*masks.items(), *self._tensors_of_sums().items()):
+            # A copy whatever keep_vars says, since averages of networks write into what a state_dict gives them.
+            destination[prefix + name] = value.detach().clone()
         destination[f"{prefix}_extra_state"] = extra  # last, as in any module
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskState:
@@ -278,7 +290,9 @@ class UnitTask(TaskState):
 
     @property
     def mask(self) -> Tensor:
-        """Final mask, ``(U,)``: booleans, or numbers where it is soft."""
+        """Final mask, ``(U,)``: booleans, or numbers where it is soft; there is none until it is settled."""
+        if not len(self.packed) and self.num_units:
+            raise AttributeError(f"task {self.name!r} has no final mask yet")  # torch.jit.trace asks for all properties
         return unpack(self.packed, (self.num_units,)) if self.packed.dtype == torch.uint8 else self.packed
 
     @property

@@ -23,6 +23,7 @@ from hatrack.support.example import is_mask
 from hatrack.support.heads import pad_classes
 from hatrack.support.inputs import Inputs, has_shape, kind_of, map_tensors, tensor_of, tensors_in
 from hatrack.support.interface import Interface
+from hatrack.support.modes import at_hand
 
 if TYPE_CHECKING:
     from hatrack.models.base import MaskedNetwork
@@ -195,8 +196,7 @@ def ask(
         GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
     if is_transformed() or not _relies_on_frozen(states):
-        if _is_inside_transform_alone() and _relies_on_frozen(states):
-            net.protection.require_in_place(states)
+        _require_in_place(net, states)
         return compute(net.masking, states)
     _keep_in_evaluation(net, states)
     with net.turns.asking():
@@ -214,6 +214,20 @@ def ask(
 
 def _relies_on_frozen(states: Sequence[TaskState]) -> bool:
     return any(state.consolidated for state in states)
+
+
+def _require_in_place(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
+    """Check that frozen entries have their saved values where torch transforms or captures the computation.
+
+    Raises:
+        GuaranteeError: they have not; inside of a transform, too, where layers or buffers were replaced.
+    """
+    if not _relies_on_frozen(states):
+        return
+    if torch._C._are_functorch_transforms_active():
+        net.protection.require_same_parts(states)
+    with at_hand():
+        net.protection.require_in_place(states)
 
 
 def _require_present(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
@@ -264,12 +278,6 @@ def is_transformed() -> bool:
     )
 
 
-def _is_inside_transform_alone() -> bool:
-    """Return whether a transform of torch.func runs the computation, and nothing traces it."""
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state()
-    return not traced and bool(torch._C._are_functorch_transforms_active())
-
-
 start_compilers_inside(ask, features_of, logits_of, logits_of_mixed, joined)
 keep_compilers_out(
     _keep_in_evaluation,
@@ -277,6 +285,6 @@ keep_compilers_out(
     _require_present,
     _ask_copy,
     _require_finite,
+    _require_in_place,
     is_transformed,
-    _is_inside_transform_alone,
 )

@@ -317,7 +317,7 @@ class UnitMasking(Masking[UnitTask]):
     def attention(self, state: UnitTask) -> Tensor:
         """Return attention over all units, ``(U,)``: annealed in training until it is settled; booleans where hard."""
         if state.is_settled:
-            return state.mask if torch.compiler.is_compiling() else self._cache.of(state.packed, lambda: state.mask)
+            return self._cache.of(state.packed, lambda: state.mask)
         if not self.training:
             return self.final_mask(state)
         settings = self.settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from hatrack.errors import GuaranteeError, InputError
 from hatrack.masks.tasks import TaskState
+from hatrack.protection.final_masks import FinalMasks
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.hooks import OptimizerHooks
 from hatrack.protection.plan import ProtectionPlan, find_changes, find_nonfinite, take_digests
 from hatrack.protection.source import ProtectionSource
 from hatrack.protection.structure import Parts, Reshaped
-from hatrack.protection.versions import VersionWatch, count_fused_steps, stamp_of
+from hatrack.protection.versions import VersionWatch, count_fused_steps, is_shared, stamp_of
 from hatrack.state.comparing import is_same_tensor
 from hatrack.support.compilers import keep_compilers_out
 
@@ -61,6 +62,8 @@ class Protection:
         self._reported: dict[int, tuple[int, int]] = {}  # stamps of tensors that a warning has named
         self._layouts: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []  # of tensors with frozen entries
         self._counters: list[tuple[Tensor, FrozenEntries | Backup]] = []  # of batches, by frozen norms
+        self._final_masks = FinalMasks()
+        self._recorded_names: dict[int, str] = {}  # of parameters and buffers, by identity
         self.hooks = OptimizerHooks(self._present_watch, masks, self._report, self.require_same_shapes)
         count_fused_steps()
 
@@ -92,6 +95,8 @@ class Protection:
         self._relied_on = {_BACKBONE: shared, **{_key(s): [*s.parameters(), *s.buffers()] for s in tasks.consolidated}}
         of_parts = {_BACKBONE: buffers, **{_key(s): list(s.buffers()) for s in tasks.consolidated}}
         self._buffers = {key: [(each, each.shape) for each in found] for key, found in of_parts.items()}
+        self._recorded_names = self._names()
+        self._final_masks = FinalMasks((own[_key(state)], state) for state in tasks.consolidated)
 
     def _frozen_buffers(self) -> list[Tensor]:
         """Return buffers of the backbone that all tasks share, which are frozen once a task is consolidated."""
@@ -182,7 +187,7 @@ class Protection:
         """
         names = self._names()
         found = [_name_in(names, tensor) for tensor, record in self._plan.all() if record.has_moved(tensor)]
-        others = [name for name in found if name not in moved]
+        others = [name for name in (*found, *self._final_masks.moved()) if name not in moved]
         return f" ({', '.join(others[:3])}{' and more' if len(others) > 3 else ''})" if others else ""
 
     def require_finite(self) -> None:
@@ -299,9 +304,12 @@ class Protection:
         count = self.hooks.count
         if self.hooks.is_stepping:
             return False
+        self._put_back_masks(states)  # at once, since no graph holds them
         self.report_layouts(stacklevel=8)  # also after protected steps, which leave another layout as it is
         if not self._is_touched(states):
             return True
+        if any(map(is_shared, self._relied_on_by(states))):
+            return False  # another process may be in the middle of a step, and put back later what it moves
         self.put_back_counters()
         if self._masks.tasks.in_training is None:
             self.put_back()
@@ -314,8 +322,10 @@ class Protection:
         return not moved
 
     def _is_touched(self, states: Iterable[TaskState]) -> bool:
-        relied_on = (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
-        return any(map(self._watch.is_touched, relied_on))
+        return any(map(self._watch.is_touched, self._relied_on_by(states)))
+
+    def _relied_on_by(self, states: Iterable[TaskState]) -> Iterator[Tensor]:
+        return (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
 
     def require_in_place(self, states: Sequence[TaskState]) -> None:
         """Check that frozen entries have their saved values, where these could not be put back.
@@ -324,17 +334,17 @@ class Protection:
             states: the tasks to be answered for, some of them consolidated.
 
         Raises:
-            GuaranteeError: layers or buffers were replaced, or frozen entries have moved.
+            GuaranteeError: they have not.
         """
-        self.require_same_parts(states)
         moved = self._watch.moved(self._plan.all()) if self._is_touched(states) else []
         if moved:
-            names = self._names()
+            names = self._recorded_names  # while torch exports, other tensors lie in the places of parameters
             raise GuaranteeError(
-                f"frozen entries of {', '.join(_name_in(names, tensor) for tensor, _ in moved)} have moved, and inside "
-                "of a transform of torch.func they cannot be put back: call net.restore() before, and pass every "
-                "optimizer through net.protect(...)"
+                f"frozen entries of {', '.join(_name_in(names, tensor) for tensor, _ in moved)} have moved, and they "
+                "cannot be put back inside of a transform of torch.func, or while torch traces or exports the network: "
+                "call net.restore() before, and pass every optimizer through net.protect(...)"
             )
+        self._put_back_masks(states)
 
     # ----------------------------------------------------------------------------------------------------- putting back
 
@@ -346,6 +356,7 @@ class Protection:
         """
         self.require_same_parts()
         self.put_back_counters()
+        self._put_back_masks()
         with torch.inference_mode(False), torch.no_grad():
             moved = self._watch.moved(self._plan.all())
             for tensor, record in moved:
@@ -366,6 +377,11 @@ class Protection:
                 record.restore(tensor)
                 self._watch.note(tensor)
 
+    def _put_back_masks(self, states: Sequence[TaskState] | None = None) -> None:
+        moved = self._final_masks.put_back(states)
+        if moved:
+            self._warn(", ".join(moved))
+
     @torch.no_grad()
     def restore(self) -> None:
         """Restore all frozen entries, and set values that are infinite or not a number to 0.
@@ -374,6 +390,7 @@ class Protection:
             GuaranteeError: something that no copy is kept of has moved, or has another shape.
         """
         self.require_same_shapes()
+        self._final_masks.put_back()
         for tensor, record in self._plan.all():
             record.restore(tensor)
         untrained = {id(parameter) for parameter in self._plan.untrained}
@@ -429,14 +446,16 @@ class Protection:
         self._reported.update({id(tensor): stamp_of(tensor) for tensor in new})
         if new:
             names = self._names()
-            named = ", ".join(_name_in(names, tensor) for tensor in new)
-            warnings.warn(
-                f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
-                f"{self.hooks.last_event}; consolidated tasks answer as before, since these entries are put back. Pass "
-                "every optimizer through net.protect(...), and let nothing else write to the backbone"
-                f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
-                stacklevel=4,
-            )
+            self._warn(", ".join(_name_in(names, tensor) for tensor in new), stacklevel=5)
+
+    def _warn(self, named: str, stacklevel: int = 4) -> None:
+        warnings.warn(
+            f"something other than a step of a protected optimizer has changed frozen entries of {named}, after "
+            f"{self.hooks.last_event}; consolidated tasks answer as before, since these entries are put back. Pass "
+            "every optimizer through net.protect(...), and let nothing else write to the backbone"
+            f"{_ADVICE_FOR_SEVERAL_PROCESSES if distributed.is_initialized() else ''}",
+            stacklevel=stacklevel,
+        )
 
 
 def _name_in(names: Mapping[int, str], tensor: Tensor) -> str:

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
 
-__all__ = ["CountsSteps", "VersionWatch", "count_fused_steps", "count_step", "has_closure", "stamp_of"]
+__all__ = ["CountsSteps", "VersionWatch", "count_fused_steps", "count_step", "has_closure", "is_shared", "stamp_of"]
 
 _UNCOUNTED = itertools.count(1)
 
@@ -31,6 +31,22 @@ def stamp_of(tensor: Tensor) -> tuple[int, int]:
     Tensors made in inference mode have no count: each stamp of them is another one, so that values are compared.
     """
     return (-next(_UNCOUNTED) if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Return whether other processes may write to a tensor, which no count of this one shows.
+
+    Torch calls all tensors on a GPU shared.
+    """
+    return tensor.device.type == "cpu" and tensor.is_shared()  # type: ignore[no-untyped-call]
+
+
+def _kept_stamp(tensor: Tensor) -> tuple[int, int]:
+    """Return the stamp to compare with later: one that no tensor will have, where other processes may write to it.
+
+    Torch moves the values of a tensor that it begins to share, so that its address is another one.
+    """
+    return (-next(_UNCOUNTED), 0) if is_shared(tensor) else stamp_of(tensor)
 
 
 def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -84,7 +100,7 @@ class VersionWatch:
     def __init__(self, plan: ProtectionPlan, touched: Collection[int] = ()) -> None:
         self.plan = plan
         self._stamps = {
-            id(tensor): stamp_of(tensor) for index, (tensor, _) in enumerate(plan.all()) if index not in touched
+            id(tensor): _kept_stamp(tensor) for index, (tensor, _) in enumerate(plan.all()) if index not in touched
         }
 
     def __reduce__(self) -> tuple[type[VersionWatch], tuple[Any, ...]]:
@@ -98,7 +114,7 @@ class VersionWatch:
 
     def note(self, tensor: Tensor) -> None:
         """Stamp a tensor whose frozen entries have their saved values now."""
-        self._stamps[id(tensor)] = stamp_of(tensor)
+        self._stamps[id(tensor)] = _kept_stamp(tensor)
 
     def moved(
         self, watched: Iterable[tuple[Tensor, FrozenEntries | Backup]]
@@ -111,7 +127,7 @@ class VersionWatch:
         moved = []
         for tensor, record in watched:
             if self.is_touched(tensor):
-                stamp = stamp_of(tensor)  # before the comparison: another thread may write meanwhile
+                stamp = _kept_stamp(tensor)  # before the comparison: another thread may write meanwhile
                 if record.has_moved(tensor):
                     moved.append((tensor, record))
                 else:

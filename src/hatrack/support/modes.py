@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hatrack.errors import InputError
 
-__all__ = ["dropping", "evaluation_mode", "fresh_statistics", "plain_modes", "trainable"]
+__all__ = ["at_hand", "dropping", "evaluation_mode", "fresh_statistics", "plain_modes", "trainable"]
 
 _CASTING = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices that mixed precision is switched on for."""
@@ -35,6 +36,20 @@ def plain_modes() -> Iterator[None]:
         if casting:  # at the end, or calls in the context around would compute with the weights of before
             stack.callback(torch.clear_autocast_cache)
         yield
+
+
+@contextmanager
+def at_hand() -> Iterator[None]:
+    """While this lasts, torch computes with the values of tensors, and neither traces nor exports what is done."""
+    tracing = torch._C._get_tracing_state()
+    if tracing is not None:
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with _disable_current_modes() if torch.compiler.is_exporting() else nullcontext():
+            yield
+    finally:
+        if tracing is not None:
+            torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def trainable(module: nn.Module) -> None:
