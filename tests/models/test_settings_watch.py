@@ -78,6 +78,100 @@ def test_settings_that_are_put_back_say_nothing_and_give_the_old_bits(net: hatra
     assert torch.equal(net(X, "old"), before)
 
 
+def said(net: Any, name: str, x: Tensor = X) -> list[str]:
+    """Ask for a task, and return what is said by the way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        net(x, name)
+    return [str(each.message) for each in caught]
+
+
+def consolidated(net: Any, name: str) -> Tensor:
+    """Add a task, consolidate it, and return its answers."""
+    net.add_task(name, 2)
+    net.train()(X, name)
+    net.consolidate(name)
+    answers: Tensor = net.eval()(X, name).detach()
+    return answers
+
+
+def test_every_task_relies_on_the_settings_that_it_was_learned_with(net: Any) -> None:
+    """A setting that was put back for older tasks was another one for those that were learned in between."""
+    old = net(X, "old")
+    net.backbone.scale = 3.0
+    (message,) = said(net, "old")
+    assert "scale (1.0 before, 3.0 now): tasks 'old', 'new' answer otherwise" in message
+    later = consolidated(net, "later")
+    assert said(net, "later") == []
+    net.backbone.scale = 1.0
+    (message,) = said(net, "old")
+    assert "scale (3.0 before, 1.0 now): task 'later' answers otherwise" in message
+    assert torch.equal(net(X, "old"), old)
+    net.backbone.scale = 2.0
+    (message,) = said(net, "later")
+    assert message.startswith("scale (1.0 before, 2.0 now); scale (3.0 before, 2.0 now): tasks 'old', 'new', 'later'")
+    net.backbone.scale = 3.0
+    (message,) = said(net, "later")
+    assert "tasks 'old', 'new' answer otherwise" in message
+    assert torch.equal(net(X, "later"), later)
+
+
+def test_a_task_of_an_earlier_ones_name_relies_on_nothing_of_that_one(net: Any) -> None:
+    net.backbone.scale = 3.0
+    assert said(net, "new")
+    net.forget("new")
+    consolidated(net, "new")
+    net.backbone.label = "two"
+    (message,) = said(net, "new")
+    assert "scale (1.0 before, 3.0 now)" in message
+    assert "task 'old' answers otherwise" in message
+
+
+class Bounded(nn.Module):
+    """Network whose units have an upper bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bound, self.second = nn.Linear(6, 8), nn.Hardtanh(0.0, 6.0), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.bound(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("kind", [hatrack.HATNetwork, hatrack.WeightMaskedNetwork])
+def test_what_a_batch_does_not_show_is_looked_for_in_later_ones(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = kind(Bounded(), torch.zeros(2, 6))
+    consolidated(network, "a")
+    answers: list[list[str]] = []
+    compared: list[int] = []
+    compare = network.masking.tasks_changed_by
+
+    def counted(x: Tensor, *args: Any) -> Any:
+        compared.append(len(answers))
+        return compare(x, *args)
+
+    monkeypatch.setattr(network.masking, "tasks_changed_by", counted)
+    network.backbone.bound.max_val = 4.0
+    while len(answers) < 70:
+        answers.append(said(network, "a"))
+    assert not any(answers)
+    assert compared == [0, 1, 2, 4, 8, 16, 32, 64], "comparing gets rare"
+    while not answers[-1]:
+        answers.append(said(network, "a", 100 * X))
+    assert len(answers) == 129
+    assert "bound.max_val (6.0 before, 4.0 now): task 'a' answers otherwise" in answers[-1][0]
+    assert said(network, "a", 100 * X) == []
+    network.backbone.bound.max_val = 5.0
+    assert said(network, "a") == []
+    network.backbone.bound.max_val = 6.0
+    compared.clear()
+    for _ in range(9):
+        assert said(network, "a", 100 * X) == []
+    assert compared == [], "nothing is left to be compared"
+
+
 def test_every_further_change_is_compared_with_what_tasks_were_learned_with(net: hatrack.HATNetwork) -> None:
     net.backbone.norm.eps = 1.0
     with pytest.warns(UserWarning, match=r"norm\.eps"):
@@ -147,7 +241,7 @@ def test_comparing_answers_keeps_no_graph(net: hatrack.HATNetwork) -> None:
         assert not any(seen)
     x = X.clone()
     seen.clear()
-    net.masking.tasks_changed_by(x, lambda backbone, tasks: None)
+    net.masking.tasks_changed_by(x, net.task_names, lambda backbone, tasks: None)
     assert seen
     assert not any(seen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, ClassVar, Generic
@@ -18,7 +18,7 @@ from hatrack.growth.tasks import Places
 from hatrack.growth.widening import Widening
 from hatrack.masks.task_list import StateT, TaskList
 from hatrack.models.own_state import FirstRuns, OwnState
-from hatrack.models.settings_watch import SettingsWatch
+from hatrack.models.settings_watch import SettingsWatch, TwinChange
 from hatrack.protection.capacity import Capacity
 from hatrack.protection.plan import ProtectionPlan
 from hatrack.protection.source import ProtectionSource
@@ -244,7 +244,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             UnsupportedError: the guarantee would not hold for such calls.
         """
         before = self.watch.before_change([*states, *map(self.owner_of_norms, states)])
-        if before is not None and before.backbone is not None:
+        if before is not None and before.of_backbone:
             self.forget_calls()  # any of them may do something else now
         self.admit_kind(x, change)
         if before is not None:
@@ -259,7 +259,7 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         before = self.watch.before_change([*states, *map(self.owner_of_norms, states)])
         if before is None:
             return
-        if before.backbone is not None:
+        if before.of_backbone:
             self.forget_calls()
         self.watch.take_up(before, partial(self.tasks_changed_by, self.example()))
 
@@ -279,11 +279,12 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
     def owner_of_norms(self, state: StateT) -> StateT:
         """Return the task whose norms a task uses: itself, or the first one."""
 
-    def tasks_changed_by(self, x: Inputs, change: Callable[[nn.Module, TaskList[Any]], None]) -> list[str]:
-        """Return the names of consolidated tasks that answer otherwise for a batch in a changed network.
+    def tasks_changed_by(self, x: Inputs, asked: Collection[str], change: TwinChange) -> list[str]:
+        """Return the names of those of some tasks that answer otherwise for a batch in a changed network.
 
         Args:
             x: the batch.
+            asked: names of consolidated tasks.
             change: function that changes twins of the backbone and of the tasks.
         """
         names = []
@@ -292,6 +293,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             present, changed = self._twin(), self._twin()
             change(changed.backbone, changed.tasks)
             for state, other in zip(present.tasks.consolidated, changed.tasks.consolidated, strict=True):
+                if state.name not in asked:
+                    continue
                 now, then = present.features(x, state), changed.features(x, other)
                 if state.num_classes is None:
                     now, then = tensor_of(state.classify(now)), tensor_of(other.classify(then))

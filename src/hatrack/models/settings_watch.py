@@ -1,11 +1,16 @@
-"""Watch on settings and hooks of a backbone and of tasks' own parts, which no mask protects: what changes is said."""
+"""Watch on settings and hooks of a backbone and of tasks' own parts, which no mask protects: what changes is said.
+
+Every task relies on the settings that there were when it was consolidated, which may be others than those of the task
+before. What changes is compared at once, on the batch at hand; where answers stay the same, again on later batches.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -14,31 +19,58 @@ from hatrack.masks.task_list import TaskList
 from hatrack.masks.tasks import TaskState
 from hatrack.protection.structure import Controls
 
-__all__ = ["SettingsBefore", "SettingsWatch"]
+__all__ = ["SettingsBefore", "SettingsWatch", "TwinChange"]
+
+TwinChange: TypeAlias = Callable[[nn.Module, TaskList[Any]], None]
+"""Function that changes twins of the backbone and of the tasks."""
+
+_Place: TypeAlias = "tuple[str, str] | None"
+"""Part of a network: the name of a task and of a part of it; None for the backbone."""
+
+_PARTS = ("batch_norms", "head")
+"""Parts of a task that have settings."""
+
+
+@dataclass(frozen=True)
+class _Reliance:
+    """What a task relies on, where that is something else than a part has now.
+
+    Attributes:
+        controls: settings and hooks of when the task was consolidated.
+        is_told: whether the task was said to answer otherwise.
+    """
+
+    controls: Controls
+    is_told: bool
 
 
 @dataclass(frozen=True)
 class SettingsBefore:
-    """Settings and hooks that tasks depend on, of all parts where something was changed since.
+    """Settings and hooks that tasks rely on, of all parts that have others now.
 
     Attributes:
-        backbone: those of the backbone; None where they are as before.
-        tasks: those of tasks' norms and own heads, by the index of the task and the name of the part; those that are as
-            before are left out.
+        altered: parts of which some have changed since the last call; none where answers are compared again.
+        relied_on: by name of the task, and by part.
     """
 
-    backbone: Controls | None
-    tasks: Mapping[tuple[int, str], Controls]
+    altered: Collection[_Place]
+    relied_on: Mapping[str, Mapping[_Place, Controls]]
 
-    def put_back_backbone(self, backbone: nn.Module, _: TaskList[Any]) -> None:
-        """Give a twin of the backbone the settings and hooks of before."""
-        if self.backbone is not None:
-            self.backbone.put_back(backbone)
+    @property
+    def of_backbone(self) -> bool:
+        """Return whether some of the backbone have changed since the last call."""
+        return None in self.altered
 
-    def put_back_tasks(self, _: nn.Module, tasks: TaskList[Any]) -> None:
-        """Give parts of twins of the tasks the settings and hooks of before."""
-        for (index, part), controls in self.tasks.items():
-            controls.put_back(tasks[index].get_submodule(part))
+    def worlds(self) -> list[tuple[list[str], dict[_Place, Controls]]]:
+        """Return what is to be put back for which tasks: settings of the backbone apart from those of tasks."""
+        found: dict[tuple[int, ...], tuple[list[str], dict[_Place, Controls]]] = {}
+        for name, by_place in self.relied_on.items():
+            for is_backbone in (True, False):
+                part = {place: controls for place, controls in by_place.items() if (place is None) is is_backbone}
+                if part:
+                    names, _ = found.setdefault(tuple(map(id, part.values())), ([], part))
+                    names.append(name)
+        return list(found.values())
 
 
 class _Record:
@@ -47,24 +79,57 @@ class _Record:
     Args:
         part: the part.
         moving: names of attributes that runs, or the network itself, change.
+        relied_on: by name of the task, what tasks rely on that is something else.
     """
 
-    def __init__(self, part: nn.Module, moving: Collection[str] = ()) -> None:
+    def __init__(
+        self, part: nn.Module, moving: Collection[str] = (), relied_on: Mapping[str, _Reliance] | None = None
+    ) -> None:
         self.part, self._moving = part, moving
         self._seen = Controls(part, moving, is_gate)
-        self._relied_on: Controls | None = None  # by tasks; None where that is what was seen last
+        self.relied_on: Mapping[str, _Reliance] = {} if relied_on is None else relied_on
 
-    def before_change(self) -> Controls | None:
-        """Return what tasks depend on, where something has changed since the last record; else None."""
-        return (self._relied_on or self._seen) if self._seen.are_altered() else None
+    def is_altered(self) -> bool:
+        """Return whether something has changed since the last record."""
+        return self._seen.are_altered()
 
-    def take_up(self, relied_on: Controls | None) -> None:
-        """Record the present settings and hooks.
+    def before_change(self, names: Iterable[str]) -> dict[str, Controls]:
+        """Return by name what tasks rely on, those left out that rely on what there is now."""
+        others: dict[int, bool] = {}
+        found = {}
+        for name in names:
+            known = self.relied_on.get(name)
+            if known is None:
+                found[name] = self._seen
+            elif others.setdefault(id(known.controls), bool(known.controls.altered())):
+                found[name] = known.controls
+        return found
 
-        Args:
-            relied_on: what tasks depend on; None for the present ones.
-        """
-        self._relied_on, self._seen = relied_on, Controls(self.part, self._moving, is_gate)
+    def unshown(self, name: str) -> Controls | None:
+        """Return what a task relies on, where it is something else and no batch has shown it; else None."""
+        known = self.relied_on.get(name)
+        return None if known is None or known.is_told else known.controls
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget what all tasks but some relied on."""
+        self.relied_on = {name: known for name, known in self.relied_on.items() if name in names}
+
+    def see(self) -> None:
+        """Record the present settings and hooks."""
+        self._seen = Controls(self.part, self._moving, is_gate)
+
+
+@dataclass
+class _Wait:
+    """Calls about a task since a change that none has shown.
+
+    Attributes:
+        calls: their number.
+        until: the number at which answers are compared again.
+    """
+
+    calls: int = 0
+    until: int = 1
 
 
 class SettingsWatch:
@@ -77,8 +142,8 @@ class SettingsWatch:
 
     def __init__(self, backbone: nn.Module, tasks: TaskList[Any]) -> None:
         self._backbone, self._tasks = backbone, tasks
-        self._of_backbone = _Record(backbone)
-        self._of_tasks: dict[str, dict[str, _Record]] = {}  # by the name of the task and of the part
+        self._records: dict[_Place, _Record] = {None: _Record(backbone)}
+        self._waits: dict[str, _Wait] = {}  # by name of the task
 
     def record(self, moving: Collection[str]) -> None:
         """Record the present settings and hooks of the backbone.
@@ -86,67 +151,117 @@ class SettingsWatch:
         Args:
             moving: names of attributes that a run itself changes.
         """
-        self._of_backbone = _Record(self._backbone, moving)
+        self._records = {**self._records, None: _Record(self._backbone, moving, self._records[None].relied_on)}
 
     def record_tasks(self) -> None:
         """Record the settings and hooks of norms and own heads of tasks consolidated since the last time."""
-        known, self._of_tasks = self._of_tasks, {}
-        for state in self._tasks.consolidated:
-            before = known.get(state.name, {})
-            self._of_tasks[state.name] = {part: _record_of(state, part, before.get(part)) for part in _parts_of(state)}
+        states = {state.name: state for state in self._tasks.consolidated}
+        self._records = {
+            None: self._records[None],
+            **{
+                (name, part): _record_of(state, part, self._records.get((name, part)))
+                for name, state in states.items()
+                for part in _parts_of(state)
+            },
+        }
+        for record in self._records.values():
+            record.keep(states)
+        self._waits = {name: wait for name, wait in self._waits.items() if name in states}
 
     def before_change(self, states: Sequence[TaskState]) -> SettingsBefore | None:
-        """Return what tasks depend on, where a setting or hook has changed since the last record; else None.
+        """Return what tasks rely on, where something has changed, or answers are to be compared again; else None.
 
         Args:
             states: the tasks that are asked. Changes of the norms of other tasks alone are left for a later call.
         """
-        of_backbone = self._of_backbone.before_change()
-        names = dict.fromkeys(state.name for state in states)
-        asked = (record for name in names for record in self._of_tasks.get(name, {}).values())
-        if of_backbone is None and not any(record.before_change() for record in asked):
+        asked = list(dict.fromkeys(state.name for state in states))
+        records = self._records
+        of_asked = (records.get((name, part)) for name in asked for part in _PARTS)
+        if not any(record is not None and record.is_altered() for record in (records[None], *of_asked)):
+            return self._due(asked) if self._waits else None
+        altered = [place for place, record in records.items() if record.is_altered()]
+        names = [state.name for state in self._tasks.consolidated]
+        relied_on: dict[str, dict[_Place, Controls]] = {name: {} for name in names}
+        for place, record in records.items():
+            for name, controls in record.before_change(names if place in altered else record.relied_on).items():
+                relied_on[name][place] = controls
+        return SettingsBefore(altered, relied_on)
+
+    def _due(self, asked: Sequence[str]) -> SettingsBefore | None:
+        """Return what asked tasks rely on that no batch has shown, where it is time to compare again; else None."""
+        due = []
+        for name in asked:
+            if name in self._waits:
+                self._waits[name].calls += 1
+                due += [name] if self._waits[name].calls >= self._waits[name].until else []
+        if not due:
             return None
-        records = {
-            (index, part): record
-            for index, state in enumerate(self._tasks)
-            for part, record in self._of_tasks.get(state.name, {}).items()
+        unshown = {name: {place: record.unshown(name) for place, record in self._records.items()} for name in due}
+        found = {
+            name: {place: controls for place, controls in by_place.items() if controls is not None}
+            for name, by_place in unshown.items()
         }
-        of_tasks = {place: record.before_change() for place, record in records.items()}
-        return SettingsBefore(of_backbone, {at: controls for at, controls in of_tasks.items() if controls is not None})
+        return SettingsBefore((), found)
 
     def take_up(
-        self,
-        before: SettingsBefore,
-        tasks_changed_by: Callable[[Callable[[nn.Module, TaskList[Any]], None]], list[str]],
+        self, before: SettingsBefore, tasks_changed_by: Callable[[Collection[str], TwinChange], list[str]]
     ) -> None:
         """Record the present settings and hooks; warn where old tasks answer otherwise because of them.
+
+        Answers that are the same, as where a batch does not reach a bound that has changed, are compared again in the
+        second, fourth, eighth call about the task, and so on.
 
         Args:
             before: what :meth:`before_change` returned.
             tasks_changed_by: function that applies a change to twins of the backbone and of the tasks, and returns the
-                names of the consolidated tasks that answer otherwise there.
+                names of those of some consolidated tasks that answer otherwise there.
         """
-        names = self._tasks.names
         altered: list[str] = []
-        answer_otherwise: set[str] = set()
-        if before.backbone is not None:
-            found = tasks_changed_by(before.put_back_backbone)
-            altered += before.backbone.altered() if found else []
-            answer_otherwise |= set(found)
-            self._of_backbone.take_up(before.backbone if found else None)
-        if before.tasks:
-            found = tasks_changed_by(before.put_back_tasks)
-            for (index, part), controls in before.tasks.items():
-                altered += controls.altered(f"tasks.{index}.{part}") if found else []
-                self._of_tasks[names[index]][part].take_up(controls if found else None)
-            answer_otherwise |= set(found)
-        if answer_otherwise:
-            _warn(altered, [name for name in names if name in answer_otherwise])
+        told: set[tuple[_Place, str]] = set()
+        for names, controls in before.worlds():
+            found = tasks_changed_by(names, partial(self._put_back, controls))
+            if found:
+                places = {name: index for index, name in enumerate(self._tasks.names)}
+                for place, earlier in controls.items():
+                    altered += earlier.altered("" if place is None else f"tasks.{places[place[0]]}.{place[1]}")
+            told |= {(place, name) for place in controls for name in found}
+        for place, record in self._records.items():
+            compared = {
+                name: _Reliance(by_place[place], (place, name) in told)
+                for name, by_place in before.relied_on.items()
+                if place in by_place and by_place[place].altered()
+            }
+            others = {
+                name: known
+                for name, known in record.relied_on.items()
+                if place not in before.relied_on.get(name, {}) and known.controls.altered()
+            }
+            record.relied_on = {**others, **compared}
+            if place in before.altered:
+                record.see()
+        self._wait_anew(before)
+        if told:
+            answer_otherwise = {name for _, name in told}
+            _warn(list(dict.fromkeys(altered)), [name for name in self._tasks.names if name in answer_otherwise])
+
+    def _wait_anew(self, before: SettingsBefore) -> None:
+        """Wait twice as long as the last time before tasks whose answers were compared are compared again."""
+        waits = dict(self._waits)
+        for name in before.relied_on:
+            wait = waits.pop(name, _Wait())
+            if any(record.unshown(name) is not None for record in self._records.values()):
+                waits[name] = _Wait() if before.altered else _Wait(wait.calls, 2 * wait.calls)
+        self._waits = waits
+
+    def _put_back(self, earlier: Mapping[_Place, Controls], backbone: nn.Module, tasks: TaskList[Any]) -> None:
+        """Give twins of the backbone and of the tasks earlier settings and hooks."""
+        for place, controls in earlier.items():
+            controls.put_back(backbone if place is None else tasks.named(place[0]).get_submodule(place[1]))
 
 
-def _parts_of(state: TaskState) -> tuple[str, ...]:
+def _parts_of(state: TaskState) -> Sequence[str]:
     """Return the names of a task's parts that have settings; a linear head is computed without its hooks."""
-    return ("batch_norms",) if state.num_classes is not None else ("batch_norms", "head")
+    return _PARTS if state.num_classes is None else _PARTS[:1]
 
 
 def _record_of(state: TaskState, part: str, known: _Record | None) -> _Record:
