@@ -179,11 +179,13 @@ class SettingsWatch:
         of_asked = (records.get((name, part)) for name in asked for part in _PARTS)
         if not any(record is not None and record.is_altered() for record in (records[None], *of_asked)):
             return self._due(asked) if self._waits else None
-        altered = [place for place, record in records.items() if record.is_altered()]
-        names = [state.name for state in self._tasks.consolidated]
+        names = [state.name for state in self._tasks.consolidated]  # a task that is being unlearned is not among them
+        present = {place: record for place, record in records.items() if place is None or place[0] in names}
+        altered = [place for place, record in present.items() if record.is_altered()]
         relied_on: dict[str, dict[_Place, Controls]] = {name: {} for name in names}
-        for place, record in records.items():
-            for name, controls in record.before_change(names if place in altered else record.relied_on).items():
+        for place, record in present.items():
+            concerned = names if place in altered else [name for name in names if name in record.relied_on]
+            for name, controls in record.before_change(concerned).items():
                 relied_on[name][place] = controls
         return SettingsBefore(altered, relied_on)
 
