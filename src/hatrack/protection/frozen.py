@@ -138,6 +138,31 @@ class FrozenEntries:
         """Shape that the parameter had."""
         return self.frozen.shape
 
+    def spot(self, tried: int, length: int) -> tuple[int, Tensor, Tensor] | None:
+        """Return some entries that lie side by side in a contiguous tensor, the first of them frozen.
+
+        Args:
+            tried: number of places at which a frozen entry is looked for.
+            length: largest number of entries.
+
+        Returns:
+            The index of the first one, integers that are −1 where entries are frozen and 0 elsewhere, and the saved
+            bits, 0 where they are not frozen; None where no frozen entry was found.
+        """
+        frozen = self.frozen.reshape(-1)
+        places = torch.arange(0, len(frozen), max(1, len(frozen) // tried), device=frozen.device)
+        hits = places[frozen[places]]
+        if not len(hits):
+            return None
+        start = int(hits[len(hits) // 2])
+        chosen = frozen[start : start + length].to(self.saved_bits.dtype).neg_()
+        if self.free_bits is not None:
+            return start, chosen, self.saved_bits.reshape(-1)[start : start + length].clone()
+        saved, before = torch.zeros_like(chosen), int(frozen[:start].sum())
+        count = int((chosen != 0).sum())
+        saved[chosen != 0] = self.saved_bits[before : before + count]
+        return start, chosen, saved
+
     def condition(self, gradient: Tensor) -> None:
         """Clear a gradient at frozen entries, in place (Eq. 2); in soft mode scale the rest by its freedom."""
         if self.freedom is not None:
@@ -197,6 +222,16 @@ class Backup:
     def frozen(self) -> Tensor:
         """Booleans that are True everywhere, since all entries are frozen."""
         return torch.ones_like(self.saved, dtype=torch.bool)
+
+    def spot(self, tried: int, length: int) -> tuple[int, Tensor, Tensor] | None:
+        """Return some entries that lie side by side, as :meth:`FrozenEntries.spot`."""
+        integers = _INTEGERS.get(self.saved.element_size())
+        if integers is None or not self.saved.numel():
+            return None
+        flat = self.saved.reshape(-1)
+        start = max(0, len(flat) - length) // 2
+        saved = flat[start : start + length].clone().view(integers)
+        return start, torch.full_like(saved, -1), saved
 
     def has_moved(self, parameter: Tensor) -> bool:
         """Return whether any bit differs from what was saved."""

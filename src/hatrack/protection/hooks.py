@@ -33,6 +33,10 @@ _ELEMENTWISE = tuple(
 """Optimizers in which an entry's step depends on that entry's own gradients alone."""
 
 
+_SHARED = "shared"
+"""Name of the backbone's shared parameters among those whose spots are looked at."""
+
+
 def keeps_entries_without_gradient(optimizer: Optimizer) -> bool:
     """Return whether a zero gradient is a zero change, bit for bit: SGD without momentum, weight decay or ascent."""
     return type(optimizer) is torch.optim.SGD and all(
@@ -187,6 +191,7 @@ class OptimizerHooks(CountsSteps):
             self._saved.pop(optimizer, None)
         elif not is_inside:
             self._saved[optimizer] = [(parameter, Backup.of(parameter)) for parameter in found.untrained]
+        watch.look_closer(_SHARED, (parameter for parameter, _ in watch.plan.shared))
         moved = watch.moved(found.shared)
         count_step(optimizer)
         if moved:  # by something else: a step that trusts in gradients alone would not put it back

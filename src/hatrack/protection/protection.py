@@ -306,7 +306,7 @@ class Protection:
             return False
         self._put_back_masks(states)  # at once, since no graph holds them
         self.report_layouts(stacklevel=8)  # also after protected steps, which leave another layout as it is
-        if not self._is_touched(states):
+        if not self._is_touched(states) and not self._are_moved_unseen(states):
             return True
         if any(map(is_shared, self._relied_on_by(states))):
             return False  # another process may be in the middle of a step, and put back later what it moves
@@ -324,6 +324,9 @@ class Protection:
     def _is_touched(self, states: Iterable[TaskState]) -> bool:
         return any(map(self._watch.is_touched, self._relied_on_by(states)))
 
+    def _are_moved_unseen(self, states: Iterable[TaskState]) -> bool:
+        return any(self._watch.look_closer(key, self._relied_on.get(key, ())) for key in self._keys_of(states))
+
     def _relied_on_by(self, states: Iterable[TaskState]) -> Iterator[Tensor]:
         return (tensor for key in self._keys_of(states) for tensor in self._relied_on.get(key, ()))
 
@@ -336,7 +339,8 @@ class Protection:
         Raises:
             GuaranteeError: they have not.
         """
-        moved = self._watch.moved(self._plan.all()) if self._is_touched(states) else []
+        may_have_moved = self._is_touched(states) or self._are_moved_unseen(states)
+        moved = self._watch.moved(self._plan.all()) if may_have_moved else []
         if moved:
             names = self._recorded_names  # while torch exports, other tensors lie in the places of parameters
             raise GuaranteeError(

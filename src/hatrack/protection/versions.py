@@ -2,7 +2,7 @@
 
 Torch counts the changes in place of every tensor. A stamp records the count at which frozen entries last had their
 saved values, and the address of the tensor's values. Changes through ``.data``, NumPy arrays, DLPack and captured CUDA
-graphs leave no count.
+graphs leave no count; on a CPU spots of all tensors show those of whole tensors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from hatrack.protection.frozen import Backup, FrozenEntries
 from hatrack.protection.plan import ProtectionPlan
+from hatrack.protection.spots import Spots
 
 __all__ = ["CountsSteps", "VersionWatch", "count_fused_steps", "count_step", "has_closure", "is_shared", "stamp_of"]
 
@@ -103,6 +104,8 @@ class VersionWatch:
             id(tensor): _kept_stamp(tensor) for index, (tensor, _) in enumerate(plan.all()) if index not in touched
         }
 
+        self._spots: dict[str, Spots] = {}  # by key of the tensors
+
     def __reduce__(self) -> tuple[type[VersionWatch], tuple[Any, ...]]:
         """Copies watch the copied tensors, which have counts of their own."""
         touched = [index for index, (tensor, _) in enumerate(self.plan.all()) if self.is_touched(tensor)]
@@ -111,6 +114,21 @@ class VersionWatch:
     def is_touched(self, tensor: Tensor) -> bool:
         """Return whether something has written to a tensor since its last stamp."""
         return self._stamps.get(id(tensor)) != stamp_of(tensor)
+
+    def look_closer(self, key: str, tensors: Iterable[Tensor]) -> bool:
+        """Return whether a write that torch did not count has moved frozen entries; then all tensors count as touched.
+
+        Args:
+            key: name of these tensors, always the same.
+            tensors: tensors to look at.
+        """
+        if key not in self._spots:
+            wanted = {id(tensor) for tensor in tensors}
+            self._spots[key] = Spots(pair for pair in self.plan.all() if id(pair[0]) in wanted)
+        if not self._spots[key].have_moved():
+            return False
+        self._stamps.clear()
+        return True
 
     def note(self, tensor: Tensor) -> None:
         """Stamp a tensor whose frozen entries have their saved values now."""
