@@ -146,7 +146,7 @@ RECIPES = {
     "adam": Recipe(lambda p: ADAM(p, lr=0.01)),
     "adam-infinite": Recipe(lambda p: ADAM(p, lr=0.01), loop=infinite),
     "adam-carried": Recipe(lambda p: ADAM(p, lr=0.01, amsgrad=True), carried=True, loop=keeping_gradients),
-    "adam-autocast": Recipe(lambda p: ADAM(p, lr=0.01), loop=autocast),
+    "adam-autocast": Recipe(lambda p: ADAM(p, lr=0.005), loop=autocast, steps=80),  # some processors round more
     "adam-fused": Recipe(lambda p: ADAM(p, lr=0.01, fused=True)),
     "adamw": Recipe(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)),
     "adamw-foreach-carried": Recipe(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from hatrack import Conditioning, HATNetwork
 from support.helpers import CLASSES, mode
 from support.marks import slow_unless
+from support.unwatched import without_spots
 
 CHANGES = (0.5, -0.5, 40.0, -40.0)
 
@@ -251,7 +252,7 @@ def noticed(net: HATNetwork, x: Tensor) -> dict[str, Tensor]:
     """By parameter of the backbone, True where some task's logits change with that entry alone."""
     tasks = net.task_names
     found = {}
-    with torch.no_grad(), mode(net, False):
+    with torch.no_grad(), mode(net, False), without_spots():
         clean = [net(x, task) for task in tasks]
         for name, parameter in net.backbone.named_parameters(prefix="backbone"):
             flat = parameter.data.view(-1)

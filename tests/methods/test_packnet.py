@@ -22,6 +22,7 @@ from support.toys import (
     make,
     tasks,
 )
+from support.unwatched import without_spots
 
 
 @KINDS
@@ -111,8 +112,9 @@ def test_a_later_task_uses_the_weights_of_an_earlier_one_but_not_the_other_way_r
     first, second = (logits(method, task) for task in seen)
     for name, owner in method.owners.items():  # by way of .data: a count of changes would have them put back
         method.network.backbone.get_parameter(name).data[owner == 2] = float("nan")
-    assert torch.equal(logits(method, seen[0]), first)
-    assert not torch.equal(logits(method, seen[1]), second)
+    with without_spots():
+        assert torch.equal(logits(method, seen[0]), first)
+        assert not torch.equal(logits(method, seen[1]), second)
 
 
 @pytest.mark.parametrize(("epochs", "phases"), [(30, (20, 10)), (200, (133, 67)), (2, (1, 1)), (1, (1, 0))])

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from support.unwatched import without_spots
+
 _READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
 """Operations for which a processor has to wait for its device, so that no graph can hold them."""
 
@@ -63,7 +65,7 @@ def recorded(work: Callable[[], None]) -> Callable[[], None]:
         RuntimeError: it reads the value of a tensor.
     """
     recorder, drawn = _Recorder(), torch.get_rng_state()
-    with recorder:
+    with recorder, without_spots():
         work()
     recorder.undo()
     torch.set_rng_state(drawn)

@@ -15,6 +15,7 @@ from hatrack import GuaranteeError, HATNetwork, InputError, UnsupportedError
 from hatrack.units import Role, UnitGraph, analyze
 from hatrack.units.rules import mixing
 from support.helpers import NETS, Residual, attach, open_task
+from support.unwatched import without_spots
 
 
 def sizes(graph: UnitGraph) -> dict[str, int]:
@@ -340,6 +341,7 @@ def test_a_layer_that_breaks_its_rule_is_caught_when_attaching() -> None:
 # -------------------------------------------------------------------------------------------------------- slow oracle
 
 
+@without_spots()
 def matters(net: HATNetwork, task: str, x: Tensor) -> dict[str, Tensor]:
     """Find the entries that change a task's logits when they alone are changed, one at a time."""
     found = {}
