@@ -195,10 +195,11 @@ def ask(
         InputError: another thread has unlearned one of the tasks since the call began.
         GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
+    if not is_transformed():
+        _keep_in_evaluation(net, states)  # a task in training may use norms of others
     if is_transformed() or not _relies_on_frozen(states):
         _require_in_place(net, states)
         return compute(net.masking, states)
-    _keep_in_evaluation(net, states)
     with net.turns.asking():
         _require_present(net, states)
         count = net.protection.hooks.count
@@ -245,9 +246,7 @@ def _require_present(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> No
 
 
 def _keep_in_evaluation(net: MaskedNetwork[StateT], states: Sequence[StateT]) -> None:
-    """Keep consolidated tasks in evaluation mode, the first one as well, whose norms others may use."""
-    for state in filter(None, (net.tasks.first, *states)):
-        state.stay_in_evaluation()
+    net.masking.stay_in_evaluation(states)
 
 
 def _ask_copy(

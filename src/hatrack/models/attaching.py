@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from hatrack.errors import HatrackError, InputError, UnsupportedError
 from hatrack.gating.attachment import attached_to
+from hatrack.models.mode_switches import require_no_folding
 from hatrack.support.inputs import Inputs
 from hatrack.support.interface import Interface
 from hatrack.support.names import in_one_line
@@ -53,7 +54,8 @@ def require_attachable(backbone: nn.Module) -> None:
 
     Raises:
         InputError: the backbone is no module, or is inside another network of this kind.
-        UnsupportedError: a parameter of it is not initialised yet, or of complex128.
+        UnsupportedError: a parameter of it is not initialised yet, or of complex128; or weights are merged for
+            evaluation.
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"the backbone must be a torch.nn.Module, not a {type(backbone).__name__}")
@@ -66,3 +68,4 @@ def require_attachable(backbone: nn.Module) -> None:
     wide = [name for name, parameter in backbone.named_parameters() if parameter.element_size() > 8]
     if wide:
         raise UnsupportedError(f"{', '.join(wide)} is of complex128, whose bits cannot be frozen; use complex64")
+    require_no_folding(backbone)

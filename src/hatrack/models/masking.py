@@ -81,7 +81,8 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
         super().__init__()
         vars(self)["backbone"], vars(self)["tasks"] = backbone, tasks  # else they would be parts of this module, too
         self.untrained = untrained_parameters(backbone)
-        keep_in_evaluation(map(backbone.get_submodule, untrained_norms(backbone, self.untrained)))
+        self._untrained_norms = untrained_norms(backbone, self.untrained)
+        keep_in_evaluation(map(backbone.get_submodule, self._untrained_norms))
         self.is_attached = True
         self.interface = interface
         self.example_input = Example.of(example_input, interface)
@@ -231,6 +232,22 @@ class Masking(nn.Module, ProtectionSource, Generic[StateT]):
             change(lambda: self.adopt(own_state))
 
     # -------------------------------------------------------------------------------------------------------- in a call
+
+    def stay_in_evaluation(self, states: Sequence[StateT]) -> None:
+        """Take what must not move back to evaluation mode, which a loop over all modules may leave.
+
+        These are norms and heads of consolidated tasks, the first one's among them, whose norms others may use, and
+        norms that nobody trains.
+
+        Args:
+            states: the tasks that are asked.
+        """
+        for state in filter(None, (self.tasks.first, *states)):
+            state.stay_in_evaluation()
+        for name in self._untrained_norms:
+            norm = self.backbone.get_submodule(name)
+            if norm.training:
+                norm.training = False
 
     def admit(self, x: Inputs, states: Sequence[StateT], change: Change) -> None:
         """Check that the guarantee holds for a call, and analyse it if it is of a new kind.
