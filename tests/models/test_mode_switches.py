@@ -100,6 +100,30 @@ def normed(untrained: bool = False) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 12), norm, nn.ReLU(), nn.Linear(12, 8), nn.ReLU())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_tracing_leaves_norms_in_evaluation(kind: Any) -> None:
+    net = kind(normed(), X)
+    net.add_task("a", 2)
+    net.consolidate("a")
+    before = net.eval()(X, "a")
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x, "a")
+
+    asking = Asking()
+    for module in net.modules():
+        module.training = True
+    torch.jit.trace(asking, 3 * X + 1, check_trace=False)
+    assert torch.equal(net.eval()(X, "a"), before)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_norms_that_tasks_share_stay_in_evaluation_while_another_is_trained(name: str) -> None:
     torch.manual_seed(0)

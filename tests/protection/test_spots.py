@@ -155,8 +155,67 @@ def test_spots_of_backups_are_of_any_type(dtype: torch.dtype) -> None:
     assert spots.have_moved()
 
 
-def test_values_that_lie_elsewhere_are_left_to_stamps() -> None:
+def test_values_may_lie_elsewhere() -> None:
     tensor = torch.randn(9)
     spots = Spots([(tensor, Backup.of(tensor))])
+    assert not spots.are_elsewhere()
     tensor.data = torch.zeros(9)
-    assert not spots.have_moved()
+    assert spots.are_elsewhere()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_come_to_lie_where_earlier_ones_lay_are_noticed(kind: Any) -> None:
+    """A line search sets all parameters many times, and memory that is free again is taken again."""
+    net, answers = prepared(kind)
+    net.add_task("c", 3)
+    flat = nn.utils.parameters_to_vector(net.parameters()).detach()
+    for size in range(12):
+        for step in (0.1, 0.2):
+            nn.utils.vector_to_parameters(flat + step * (size + 1), net.parameters())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert torch.equal(net(X, "a"), answers["a"])
+
+
+MEANWHILE: list[Callable[[], object]] = []
+"""What happens while a layer computes, as in another thread; no setting of the layer, which would be looked at."""
+
+
+class Waiting(nn.Module):
+    """Layer during which something else may happen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while MEANWHILE:
+            MEANWHILE.pop()()
+        return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_moves_while_an_answer_is_computed_is_noticed(kind: Any) -> None:
+    torch.manual_seed(0)
+    net = kind(nn.Sequential(nn.Linear(6, 12), Waiting(), nn.ReLU(), nn.Linear(12, 12)), torch.zeros(2, 6))
+    net.add_task("a", 3)
+    net.consolidate("a")
+    x = torch.randn(5, 6)
+    net.add_task("b", 3)
+    before = net.eval()(x, "a").detach()
+    last = net.backbone[-1].weight
+
+    @torch.no_grad()
+    def perturb() -> None:
+        last.add_(0.1)
+
+    MEANWHILE.append(perturb)
+    assert torch.equal(net(x, "a"), before)
+    assert not MEANWHILE
+
+
+def test_expanded_gradients_are_conditioned_as_others_are() -> None:
+    net, answers = prepared(HATNetwork)
+    net.add_task("c", 3)
+    optimizer = net.protect(torch.optim.SGD(net.task_parameters("c"), lr=0.1))
+    for parameter in net.task_parameters("c"):
+        parameter.grad = torch.ones(()).expand_as(parameter)
+    optimizer.step()
+    net.check()
+    assert torch.equal(net(X, "a"), answers["a"])

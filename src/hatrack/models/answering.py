@@ -195,7 +195,7 @@ def ask(
         InputError: another thread has unlearned one of the tasks since the call began.
         GuaranteeError: the answer is not a number, since a task in training has diverged.
     """
-    if not is_transformed():
+    if not torch.compiler.is_compiling():
         _keep_in_evaluation(net, states)  # a task in training may use norms of others
     if is_transformed() or not _relies_on_frozen(states):
         _require_in_place(net, states)
@@ -205,7 +205,7 @@ def ask(
         count = net.protection.hooks.count
         if net.protection.prepare_answer(states):
             answer = compute(net.masking, states)
-            if net.protection.hooks.count == count:
+            if net.protection.hooks.count == count and not net.protection.has_moved(states):
                 _require_finite(net, answer)
                 return answer
         answer = _ask_copy(net, states, compute)

@@ -208,6 +208,8 @@ class OptimizerHooks(CountsSteps):
             # Where entries are put back anyway, their gradients matter only if they reach other entries' steps.
             steps_mix_entries = type(optimizer) not in _ELEMENTWISE
             if not restored or entries.freedom is not None or steps_mix_entries:
+                if 0 in gradient.stride() and gradient.numel() > 1:  # expanded: entries share memory
+                    parameter.grad = gradient = gradient.clone(memory_format=torch.contiguous_format)
                 entries.condition(gradient)
         if watch.plan.damped:
             in_time = not has_closure(args, kwargs)

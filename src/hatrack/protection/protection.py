@@ -321,6 +321,14 @@ class Protection:
             self._report([tensor for tensor, _ in moved])
         return not moved
 
+    def has_moved(self, states: Sequence[TaskState]) -> bool:
+        """Return whether frozen entries have moved since an answer was prepared, as by another thread.
+
+        Args:
+            states: the tasks that are answered for.
+        """
+        return self._is_touched(states) and bool(self._watch.moved(self._plan.all()))
+
     def _is_touched(self, states: Iterable[TaskState]) -> bool:
         return any(map(self._watch.is_touched, self._relied_on_by(states)))
 
@@ -476,4 +484,4 @@ def _key(state: TaskState) -> str:
     return f"task {state.name}"
 
 
-keep_compilers_out(Protection.prepare_answer)
+keep_compilers_out(Protection.prepare_answer, Protection.has_moved)

@@ -76,11 +76,13 @@ class Spots:
             if (group := [spot for spot in found if spot.chosen.dtype is dtype])
         ]
 
-    def have_moved(self) -> bool:
-        """Return whether a frozen entry of any spot has other bits than were saved.
+    def are_elsewhere(self) -> bool:
+        """Return whether values of some tensor lie elsewhere by now, so that its spot shows nothing of them.
 
-        False where values of a tensor lie elsewhere by now, which its stamp tells.
+        Where they lay stays taken as long as there are spots of it.
         """
-        if any(tensor.data_ptr() != address for tensor, address in self._places):
-            return False
+        return any(tensor.data_ptr() != address for tensor, address in self._places)
+
+    def have_moved(self) -> bool:
+        """Return whether a frozen entry of any spot has other bits than were saved."""
         return any(not torch.equal(torch.cat(now) & chosen, saved) for now, chosen, saved in self._groups)

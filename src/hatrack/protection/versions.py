@@ -122,7 +122,7 @@ class VersionWatch:
             key: name of these tensors, always the same.
             tensors: tensors to look at.
         """
-        if key not in self._spots:
+        if key not in self._spots or self._spots[key].are_elsewhere():
             wanted = {id(tensor) for tensor in tensors}
             self._spots[key] = Spots(pair for pair in self.plan.all() if id(pair[0]) in wanted)
         if not self._spots[key].have_moved():
