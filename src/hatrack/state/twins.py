@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from types import MethodType
@@ -29,15 +31,15 @@ def twin(network: nn.Module, values: Mapping[int, Tensor], norms: Mapping[int, n
             used, with the original's hooks.
 
     Returns:
-        The twin. Containers of modules and bound methods among its attributes refer to twins, too; functions and other
-        objects refer to the original.
+        The twin. Containers of modules, parameters and bound methods among its attributes refer to twins, too;
+        functions and other objects refer to the original.
     """
     made: dict[int, nn.Module] = {}
     root = _twin_of(network, values, norms, made)
-    for original, copy in [(part, made[id(part)]) for part in network.modules() if id(part) in made]:
+    for original, other in [(part, made[id(part)]) for part in network.modules() if id(part) in made]:
         for name, value in vars(original).items():
-            if name not in _OF_TORCH and vars(copy).get(name) is value:
-                vars(copy)[name] = _about(value, made)
+            if name not in _OF_TORCH and vars(other).get(name) is value:
+                vars(other)[name] = _about(value, made, values)
     return root
 
 
@@ -57,9 +59,9 @@ def _twin_of(
     """
     if id(original) in made:
         return made[id(original)]
-    copy: nn.Module = object.__new__(type(original))
-    made[id(original)] = copy
-    attributes = vars(copy)
+    other: nn.Module = object.__new__(type(original))
+    made[id(original)] = other
+    attributes = vars(other)
     attributes.update(vars(original))
     attributes.pop("_compiled_call_impl", None)  # which would call the original
     if id(original) in norms:
@@ -71,7 +73,7 @@ def _twin_of(
     stand_in = getattr(attributes.get("forward"), "__self__", None)
     forward_of = getattr(stand_in, "forward_of", None)
     if forward_of is not None:  # it computes with the module's own parameters
-        attributes["forward"] = partial(forward_of, copy)
+        attributes["forward"] = partial(forward_of, other)
     attributes["_modules"] = {
         name: part if part is None else _twin_of(part, values, norms, made)
         for name, part in attributes["_modules"].items()
@@ -80,22 +82,44 @@ def _twin_of(
         attributes["_flat_weights"] = [attributes["_parameters"][name] for name in original._flat_weights_names]
         # Else torch would note the change, and on a GPU move these tensors, among them the original's, elsewhere.
         attributes["_flat_weight_refs"] = [None] * len(attributes["_flat_weights"])
-    return copy
+    return other
 
 
-def _about(value: Any, made: Mapping[int, nn.Module]) -> Any:
-    """Return an attribute for a twin, in which containers and methods refer to twins where these exist."""
+def _about(value: Any, made: Mapping[int, nn.Module], values: Mapping[int, Tensor]) -> Any:
+    """Return an attribute for a twin, in which containers and methods refer to twins where these exist.
+
+    Args:
+        value: the attribute of the original.
+        made: the twins, by the identity of the original.
+        values: replacements of parameters and buffers, likewise.
+    """
     if isinstance(value, nn.Module):
         return made.get(id(value), value)
+    if isinstance(value, Tensor):
+        return values.get(id(value), value)
     if isinstance(value, MethodType):
         owner = made.get(id(value.__self__))
         return value if owner is None else MethodType(value.__func__, owner)
     if isinstance(value, partial):
-        return partial(_about(value.func, made), *_about(value.args, made), **_about(value.keywords, made))
-    if type(value) in (list, tuple, dict):
-        items = value.values() if isinstance(value, dict) else value
-        others = [_about(item, made) for item in items]
-        if all(one is other for one, other in zip(items, others, strict=True)):
-            return value  # which a forward pass may write to
-        return dict(zip(value, others, strict=True)) if isinstance(value, dict) else type(value)(others)
-    return value
+        keywords = {key: _about(part, made, values) for key, part in value.keywords.items()}
+        return partial(
+            _about(value.func, made, values), *(_about(part, made, values) for part in value.args), **keywords
+        )
+    if not isinstance(value, (list, tuple, dict, deque, set, frozenset)):
+        return value
+    items = value.values() if isinstance(value, dict) else value
+    others = [_about(item, made, values) for item in items]
+    if all(one is other for one, other in zip(items, others, strict=True)):
+        return value  # which a forward pass may write to
+    return _like(value, others)
+
+
+def _like(container: Any, items: list[Any]) -> Any:
+    """Return a container of the same kind with other items, in its order."""
+    if isinstance(container, dict):
+        copied = copy.copy(container)  # of a class of one's own, with its default
+        copied.update(zip(container, items, strict=True))
+        return copied
+    if isinstance(container, tuple) and hasattr(container, "_make"):
+        return container._make(items)
+    return deque(items, container.maxlen) if type(container) is deque else type(container)(items)
